@@ -1,0 +1,1 @@
+"""Rendered prompts in, tokens out; no Ray, no HTTP server."""
