@@ -25,7 +25,7 @@ class RendererConfig(BaseModel):
         "torchvision", description="Whose resampling is computed; neither needs torchvision installed."
     )
     mm_processor_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the image processor.")
-    limit_mm_per_prompt: dict[Literal["image"], int] = Field(default_factory=lambda: {"image": 64})
+    limit_mm_per_prompt: dict[Literal["image"], int] = Field({"image": 64}, description="Items of one request.")
     max_image_bytes: int = Field(32 * MIB, ge=1, description="Of one encoded image.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Of one decoded image.")
     max_uuid_length: int = Field(256, ge=1)

@@ -1,0 +1,55 @@
+# `make help` lists the commands. Everything is installed into .venv, with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+MODEL  ?=
+PORT   ?= 8000
+CONFIG ?= serve_config.yaml
+ARGS   ?=
+STAMP  := $(VENV)/.installed
+
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format serve lock clean
+
+help:  ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv with the pinned dependencies
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Greenroom needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	@echo "Installing into $(VENV) (once; about two minutes, most of it torch and ray)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --no-warn-script-location \
+		--constraint constraints.txt --editable '.[dev,structured]'
+	@touch $@
+
+demo: $(STAMP)  ## Start the application on the demo model, take a tour over HTTP, shut down
+	$(BIN)/python -m demo
+
+serve: $(STAMP)  ## Serve in the foreground until Ctrl-C (MODEL=path or hub id, PORT=8000, CONFIG=serve_config.yaml)
+	$(BIN)/python -m deployments.launch --config $(CONFIG) --port $(PORT) $(if $(MODEL),--model $(MODEL))
+
+test: $(STAMP)  ## Run the test suite (ARGS='-k name' to choose)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## Formatting, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(STAMP)  ## Write constraints.txt from what .venv holds
+	{ echo "# The versions that everybody gets, written by \`make lock\`."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
+
+clean:  ## Remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
