@@ -1,0 +1,128 @@
+"""Attention over paged keys and values, for sequences of any lengths packed into one row.
+
+Registered with transformers as an attention implementation, it replaces cache and mask of every decoder layer: the new
+keys and values are written to their slots first, then each sequence attends to all of its own. Sequences with a single
+new token share one call over padded contexts; each prefill chunk has a call of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+PAGED = "greenroom_paged"
+
+
+class KVPool:
+    """Keys and values of all layers, [slots, kv heads, head size] each; a block is `block_size` slots."""
+
+    def __init__(
+        self, layers: int, slots: int, kv_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.keys = [torch.zeros(slots, kv_heads, head_size, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """A chunk of one sequence.
+
+    Attributes:
+        start, end: Its rows in the packed batch.
+        context: int64 [context], slots of all its tokens up to the chunk's end.
+        mask: [end - start, context], added to the scores; None for a first chunk, which is plainly causal.
+    """
+
+    start: int
+    end: int
+    context: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class PagedBatch:
+    """Where the packed tokens go and what they see.
+
+    Attributes:
+        slots: int64 [tokens], where their keys and values are written.
+        contexts: int64 [single, longest context], slots that the first rows, one token a sequence, attend to.
+        mask: [single, 1, 1, longest context], added to their scores: 0, or -inf beyond a sequence's length.
+    """
+
+    pool: KVPool
+    slots: torch.Tensor
+    contexts: torch.Tensor
+    mask: torch.Tensor
+    prefills: tuple[Prefill, ...]
+
+
+def paged_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    paged: PagedBatch,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """One layer's attention.
+
+    Args:
+        query: [1, heads, tokens, head size]; key and value alike with their own number of heads.
+        attention_mask: None; the batch has the masks.
+
+    Returns:
+        [1, tokens, heads, head size].
+    """
+    keys, values = paged.pool.keys[module.layer_idx], paged.pool.values[module.layer_idx]  # type: ignore[index]
+    keys.index_copy_(0, paged.slots, key[0].transpose(0, 1))
+    values.index_copy_(0, paged.slots, value[0].transpose(0, 1))
+    parts = []
+    if len(paged.contexts):
+        parts.append(_attend_single(query[0, :, : len(paged.contexts)], keys, values, paged, scaling))
+    parts += [
+        _attend_chunk(query[0, :, prefill.start : prefill.end], keys, values, prefill, scaling)
+        for prefill in paged.prefills
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
+
+
+def _attend_single(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, paged: PagedBatch, scaling: float
+) -> torch.Tensor:
+    """[heads, sequences, size] -> [sequences, heads, size]. The heads of a group are the rows of one small matrix."""
+    heads, count, size = query.shape
+    grouped = query.transpose(0, 1).reshape(count, keys.shape[1], -1, size)
+    context = paged.contexts
+    out = scaled_dot_product_attention(
+        grouped, keys[context].transpose(1, 2), values[context].transpose(1, 2), attn_mask=paged.mask, scale=scaling
+    )
+    return out.reshape(count, heads, size)
+
+
+def _attend_chunk(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefill: Prefill, scaling: float
+) -> torch.Tensor:
+    """[heads, tokens, size] -> [tokens, heads, size]."""
+    groups = query.shape[0] // keys.shape[1]
+    own_keys = keys[prefill.context].transpose(0, 1).repeat_interleave(groups, dim=0)
+    own_values = values[prefill.context].transpose(0, 1).repeat_interleave(groups, dim=0)
+    out = scaled_dot_product_attention(
+        query[None],
+        own_keys[None],
+        own_values[None],
+        attn_mask=prefill.mask,
+        is_causal=prefill.mask is None,
+        scale=scaling,
+    )
+    return out[0].transpose(0, 1)
+
+
+AttentionInterface.register(PAGED, paged_attention)

@@ -1,0 +1,149 @@
+"""Who computes which tokens in the next step.
+
+Every running request takes part in every step: one that decodes with one token, one that prefills with a chunk of what
+the token budget leaves. Decoding comes first, so a long prompt delays others by one bounded step at a time. Waiting
+requests are admitted in their order, each when the blocks that it could come to need are available; blocks are reserved
+then, so nothing that runs is ever stopped for memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from engine.blocks import BlockPool
+from engine.config import EngineConfig
+from engine.encoder_cache import EncoderCache
+from engine.request import Request, RequestItem
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `start` to `end` of a request. The last one's successor is sampled if the request ends there."""
+
+    request: Request
+    start: int
+    end: int
+
+    @property
+    def samples(self) -> bool:
+        return self.end == self.request.num_tokens
+
+    @property
+    def items(self) -> list[RequestItem]:
+        """Items that it reaches into."""
+        return [item for item in self.request.items if item.range.offset < self.end and item.range.end > self.start]
+
+
+@dataclass(slots=True)
+class Step:
+    """Chunks of one step, single tokens first, and the items to encode before it, by cache key."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    encode: dict[str, list[RequestItem]] = field(default_factory=dict)
+
+
+class Scheduler:
+    def __init__(self, config: EngineConfig, pool: BlockPool, encoder_cache: EncoderCache) -> None:
+        self._pool = pool
+        self._encoder_cache = encoder_cache
+        self._block_size = config.block_size
+        self._budget = config.max_num_batched_tokens
+        # Each running request gets at least one token a step, so there are never more of them than the budget has.
+        self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.encoder_hits = 0
+        self.cached_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, wherever it stands, and give back what it holds."""
+        if request in self.running:
+            self.running.remove(request)
+            self._pool.release(request.blocks, len(request.block_table) - request.num_blocks)
+        else:
+            self.waiting.remove(request)
+
+    def schedule(self) -> Step:
+        step = Step()
+        budget, embeds = self._budget, self._budget
+        decoding = [request for request in self.running if request.num_tokens - request.computed == 1]
+        prefilling = [request for request in self.running if request.num_tokens - request.computed > 1]
+        slack = budget - len(self.running)
+        for request in decoding:
+            self._plan(step, request, request.num_tokens)
+        for request in prefilling:
+            used = self._prefill(step, request, slack + 1, embeds)
+            slack, embeds = slack + 1 - used[0], embeds - used[1]
+        while self.waiting and slack > 0 and len(self.running) < self._max_running and self._admit():
+            used = self._prefill(step, self.running[-1], slack, embeds)
+            slack, embeds = slack - used[0], embeds - used[1]
+        step.chunks.sort(key=lambda chunk: chunk.end - chunk.start > 1)
+        return step
+
+    def _admit(self) -> bool:
+        """Move the first waiting request to the running ones if the blocks that it may need are available."""
+        request = self.waiting[0]
+        # The last token is always computed: its logits are what the first step is for.
+        hashes = request.hash_blocks((request.num_tokens - 1) // self._block_size, self._block_size)
+        shared = self._pool.match(hashes)
+        if not self._pool.admit(shared, len(request.block_table) - len(shared)):
+            return False
+        request.block_table[: len(shared)] = shared
+        request.num_blocks = request.published = len(shared)
+        request.computed = len(shared) * self._block_size
+        request.cached = min(request.computed, request.num_prompt)
+        self.cached_tokens += request.cached
+        self.running.append(self.waiting.popleft())
+        return True
+
+    def _prefill(self, step: Step, request: Request, budget: int, embeds: int) -> tuple[int, int]:
+        """Plan a chunk of at most `budget` tokens; return the tokens and the encoder outputs that it takes."""
+        end = min(request.num_tokens, request.computed + budget)
+        encoded = 0
+        for item in request.items:
+            if item.range.end <= request.computed or item.embeds is not None:
+                continue
+            if item.range.offset >= end:
+                break
+            if self._find_embeds(step, item):
+                continue
+            if encoded + item.range.num_embeds > embeds and not (step.encode == {} and encoded == 0):
+                end = max(item.range.offset, request.computed)
+                break
+            step.encode[item.cache_key] = [item]
+            encoded += item.range.num_embeds
+        if end > request.computed:
+            self._plan(step, request, end)
+        return end - request.computed, encoded
+
+    def _find_embeds(self, step: Step, item: RequestItem) -> bool:
+        """Whether the item's embeddings are here, or will be once the step's items are encoded."""
+        if item.cache_key in step.encode:
+            step.encode[item.cache_key].append(item)
+        else:
+            item.embeds = self._encoder_cache.get(item.cache_key)
+            if item.embeds is None:
+                return False
+        self.encoder_hits += 1
+        return True
+
+    def _plan(self, step: Step, request: Request, end: int) -> None:
+        """Add a chunk, with blocks for it. Full blocks are published at once: whoever shares one is in this step too,
+        where keys and values are written before any are read, or in a later one."""
+        while request.num_blocks * self._block_size < end:
+            request.block_table[request.num_blocks] = self._pool.take()
+            request.num_blocks += 1
+        full = end // self._block_size
+        for index in range(request.published, full):
+            digest = request.hash_blocks(index + 1, self._block_size)[index]
+            self._pool.publish(int(request.block_table[index]), digest)
+        request.published = max(request.published, full)
+        step.chunks.append(Chunk(request, request.computed, end))
