@@ -18,14 +18,33 @@ from transformers import AttentionInterface
 PAGED = "greenroom_paged"
 
 
-class KVPool:
-    """Keys and values of all layers, [slots, kv heads, head size] each; a block is `block_size` slots."""
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token's keys and values look like."""
 
-    def __init__(
-        self, layers: int, slots: int, kv_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.keys = [torch.zeros(slots, kv_heads, head_size, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros_like(keys) for keys in self.keys]
+    layers: int
+    heads: int
+    head_size: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, text_config: Any, dtype: torch.dtype) -> KVShape:
+        heads = text_config.num_attention_heads
+        head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+        return cls(text_config.num_hidden_layers, text_config.num_key_value_heads, head_size, dtype)
+
+    @property
+    def token_bytes(self) -> int:
+        return 2 * self.layers * self.heads * self.head_size * self.dtype.itemsize
+
+
+class KVPool:
+    """Keys and values of all layers, [slots, heads, head size] each; a block is `block_size` slots."""
+
+    def __init__(self, shape: KVShape, slots: int, device: torch.device) -> None:
+        layer = (slots, shape.heads, shape.head_size)
+        self.keys = [torch.zeros(layer, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
+        self.values = [torch.zeros(layer, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from engine.attention import PAGED, KVPool, PagedBatch, Prefill
+from engine.attention import PAGED, KVPool, KVShape, PagedBatch, Prefill
 from engine.config import EngineConfig
-from engine.families import PixelFormat, find_family
+from engine.families import Family, find_family
 from engine.scheduler import Chunk
 from renderer.errors import ConfigError
-from renderer.prompt import PlaceholderRange, Tensors
+from renderer.prompt import Tensors
 
 
 class Model:
@@ -24,44 +24,31 @@ class Model:
 
     def __init__(self, config: EngineConfig) -> None:
         self.device = torch.device(_pick_device(config.device))
-        hf_config = _load_config(config)
-        self.family = find_family(hf_config)
         self.dtype = _pick_dtype(config.dtype, self.device)
-        self.hf = _load_weights(config, hf_config, self.dtype).to(self.device).eval()
+        hf_config = _load_config(config)
+        family = find_family(hf_config)
         text = hf_config.get_text_config()
         _check_attention(text)
-        self._decoder = self.hf.get_decoder()
+        model = _load_weights(config, family, self.dtype).to(self.device).eval()
+        self.family = family(model, _load_processor(config) if family.takes_images else None)
+        self._decoder = model.get_decoder()
         self._decoder.config._attn_implementation = PAGED
-        self._embed = self.hf.get_input_embeddings()
-        self._head = self.hf.get_output_embeddings()
-        self._pixels = None if self.family.item_of is None else _pixel_format(config)
+        self._embed = model.get_input_embeddings()
+        self._head = model.get_output_embeddings()
         self.max_positions = int(text.max_position_embeddings)
-        self.eos_ids = _eos_ids(self.hf)
+        self.eos_ids = _eos_ids(model)
         self.vocab_size = int(self._head.weight.shape[0])
         self._block_size = config.block_size
-        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        block_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * config.block_size
-        self.num_blocks = config.kv_cache_bytes // (block_bytes * self.dtype.itemsize) - 1
+        shape = KVShape.of(text, self.dtype)
+        self.num_blocks = config.kv_cache_bytes // (shape.token_bytes * config.block_size) - 1
         if self.num_blocks < 1:
-            raise ConfigError(f"kv_cache_bytes={config.kv_cache_bytes} does not hold a block of {block_bytes} elements")
-        slots = (self.num_blocks + 1) * config.block_size
-        self._pool = KVPool(text.num_hidden_layers, slots, text.num_key_value_heads, head_size, self.dtype, self.device)
-
-    def positions(
-        self, token_ids: NDArray[np.int32], items: Sequence[tuple[PlaceholderRange, Tensors]]
-    ) -> tuple[NDArray[np.int64], int]:
-        """Rotary positions of a prompt, int64 [rows, tokens], and what to add to the index of a later token."""
-        return self.family.positions(self.hf, token_ids, items)
-
-    def check_item(self, tensors: Tensors, range_: PlaceholderRange) -> None:
-        """Raises RequestError for an item that could not be encoded, or would not fill its range."""
-        self.family.check(self.hf, tensors, range_)
+            raise ConfigError(f"kv_cache_bytes={config.kv_cache_bytes} has no room for a block beside the empty one")
+        self._pool = KVPool(shape, (self.num_blocks + 1) * config.block_size, self.device)
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Tensors]) -> list[torch.Tensor]:
-        """Embeddings [tokens, features] of each item, each with memory of its own."""
-        assert_pixels = self._pixels or PixelFormat(1.0, (), ())
-        return [embeds.clone() for embeds in self.family.encode(self.hf, assert_pixels, items)]
+        """Features [embeddings, features] of each item, each with memory of its own."""
+        return [features.clone() for features in self.family.encode(items)]
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
@@ -69,7 +56,6 @@ class Model:
         ids = np.concatenate([chunk.request.tokens[chunk.start : chunk.end] for chunk in chunks])
         positions = np.concatenate([chunk.request.positions_of(chunk.start, chunk.end) for chunk in chunks], axis=1)
         embeds = self._embed(self._tensor(ids.astype(np.int64)))
-        self._scatter(embeds, chunks)
         place = self._tensor(positions)
         output = self._decoder(
             inputs_embeds=embeds[None],
@@ -77,30 +63,32 @@ class Model:
             past_key_values=None,
             use_cache=False,
             paged=self._batch(chunks),
+            **self._place_items(embeds, chunks),
         )
         ends = np.cumsum([chunk.end - chunk.start for chunk in chunks]) - 1
-        rows = self._tensor(np.array([end for chunk, end in zip(chunks, ends, strict=True) if chunk.samples], np.int64))
-        logits: torch.Tensor = self._head(output.last_hidden_state[0, rows])
+        rows = ends[[chunk.samples for chunk in chunks]]
+        logits: torch.Tensor = self._head(output.last_hidden_state[0, self._tensor(rows)])
         return logits.float()
 
-    def _scatter(self, embeds: torch.Tensor, chunks: Sequence[Chunk]) -> None:
-        """Put the items' embeddings where the chunks hold their placeholders."""
-        row = 0
+    def _place_items(self, embeds: torch.Tensor, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """Write items' embeddings over those of their placeholders; return what else the decoder needs of them."""
+        rows: list[NDArray[np.int64]] = []
+        features: list[torch.Tensor] = []
+        first_row = 0
         for chunk in chunks:
             for item in chunk.items:
-                start, end = max(chunk.start, item.range.offset), min(chunk.end, item.range.end)
-                target = embeds[row + start - chunk.start : row + end - chunk.start]
-                if item.embeds is None:
-                    raise RuntimeError(f"item {item.cache_key} is not encoded")
-                first, last = start - item.range.offset, end - item.range.offset
-                if item.range.embed_mask is None:
-                    target.copy_(item.embeds[first:last])
-                    continue
-                mask = np.array(item.range.embed_mask)
-                before = int(mask[:first].sum())
-                picked = self._tensor(np.flatnonzero(mask[first:last]))
-                target[picked] = item.embeds[before : before + len(picked)].to(target.dtype)
-            row += chunk.end - chunk.start
+                tokens, picked = item.features(chunk.start, chunk.end)
+                rows.append(tokens + (first_row - chunk.start))
+                features.append(picked)
+            first_row += chunk.end - chunk.start
+        if not rows:
+            return {}
+        visual = torch.zeros(len(embeds), dtype=torch.bool)
+        visual[torch.from_numpy(np.concatenate(rows))] = True
+        visual = visual.to(self.device)
+        joined = torch.cat(features)
+        embeds[visual] = joined[:, : embeds.shape[1]].to(embeds.dtype)
+        return self.family.decoder_inputs(visual[None], joined[:, embeds.shape[1] :])
 
     def _batch(self, chunks: Sequence[Chunk]) -> PagedBatch:
         slots = np.concatenate([self._slots(chunk, chunk.start) for chunk in chunks])
@@ -164,13 +152,20 @@ def _load_config(config: EngineConfig) -> Any:
         raise ConfigError(f"cannot read the configuration of {config.model}: {error}") from error
 
 
-def _load_weights(config: EngineConfig, hf_config: Any, dtype: torch.dtype) -> Any:
+def _load_weights(config: EngineConfig, family: type[Family], dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
-    auto = AutoModelForCausalLM if hf_config.get_text_config() is hf_config else AutoModelForImageTextToText
+    auto = AutoModelForImageTextToText if family.takes_images else AutoModelForCausalLM
     try:
         return auto.from_pretrained(config.model, revision=config.revision, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load the weights of {config.model}: {error}") from error
+
+
+def _load_processor(config: EngineConfig) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(config.model, revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the image processor of {config.model}: {error}") from error
 
 
 def _check_attention(text: Any) -> None:
@@ -178,14 +173,6 @@ def _check_attention(text: Any) -> None:
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ConfigError(f"the transformers engine runs full attention alone, the checkpoint has {sorted(kinds)}")
-
-
-def _pixel_format(config: EngineConfig) -> PixelFormat:
-    processor = AutoImageProcessor.from_pretrained(config.model, revision=config.revision)
-    scale = processor.rescale_factor if processor.do_rescale else 1.0
-    if not processor.do_normalize:
-        return PixelFormat(scale, (0.0,) * 3, (1.0,) * 3)
-    return PixelFormat(scale, tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def _eos_ids(model: Any) -> frozenset[int]:

@@ -13,8 +13,6 @@ class ReceiverCache:
     def __init__(self) -> None:
         self._items: dict[str, Tensors] = {}
         self.bytes = 0
-        self.tensors_received = 0
-        self.tensor_bytes_received = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -35,7 +33,6 @@ class ReceiverCache:
         for item in submission.items:
             if item.tensors is not None:
                 came[item.cache_key] = item.tensors
-                self._count(item.tensors)
                 if item.keep:
                     self._keep(item.cache_key, item.tensors)
             elif item.cache_key in self._items:
@@ -45,14 +42,6 @@ class ReceiverCache:
         if missing:
             raise EngineError(f"items that the engine should hold are not there: {', '.join(missing)}")
         return tuple(came[item.cache_key] for item in submission.items)
-
-    def clear(self) -> None:
-        self._items.clear()
-        self.bytes = 0
-
-    def _count(self, tensors: Tensors) -> None:
-        self.tensors_received += 1
-        self.tensor_bytes_received += tensor_bytes(tensors)
 
     def _keep(self, key: str, tensors: Tensors) -> None:
         self.drop(key)

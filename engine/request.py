@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from engine.blocks import block_hash, root_hash
+from engine.grammar import Grammar
 from engine.protocol import SamplingParams
 from renderer.prompt import PlaceholderRange, Tensors
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestItem:
     """One media item of a request; `embeds` [embeddings, features] from its encoding until its tokens are computed."""
 
@@ -23,6 +24,16 @@ class RequestItem:
     range: PlaceholderRange
     tensors: Tensors
     embeds: torch.Tensor | None = None
+
+    def features(self, start: int, end: int) -> tuple[NDArray[np.int64], torch.Tensor]:
+        """Tokens of the prompt from `start` to `end` that carry an embedding of this item, and the embeddings."""
+        if self.embeds is None:
+            raise RuntimeError(f"item {self.cache_key} is not encoded")
+        mask = self.range.embed_mask
+        carriers = np.arange(self.range.length) if mask is None else np.flatnonzero(mask)
+        tokens = carriers + self.range.offset
+        first, last = np.searchsorted(tokens, (start, end))
+        return tokens[first:last], self.embeds[first:last]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +60,7 @@ class Request:
     delta: int
     cache_salt: str | None
     seed: int
+    grammar: Grammar | None
     block_table: NDArray[np.int32]
     num_blocks: int = 0
     computed: int = 0
@@ -71,6 +83,15 @@ class Request:
     def append(self, token_id: int) -> None:
         self.tokens[self.num_tokens] = token_id
         self.num_tokens += 1
+        if self.grammar is not None:
+            self.grammar.advance([token_id])
+
+    def advance(self, computed: int) -> None:
+        """Keys and values are there for so many tokens; embeddings before that are not needed any more."""
+        self.computed = computed
+        for item in self.items:
+            if item.range.end <= computed:
+                item.embeds = None
 
     def hash_blocks(self, count: int, block_size: int) -> list[bytes]:
         """Hashes of the first `count` blocks, which are full."""

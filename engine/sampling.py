@@ -50,7 +50,10 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _adjust(row: torch.Tensor, request: Request, eos_ids: frozenset[int]) -> None:
-    """Penalties, and no end before `min_tokens`. Repetition counts prompt and output, the other two the output."""
+    """Penalties, no end before `min_tokens`, and the grammar.
+
+    The repetition penalty counts tokens of prompt and output, the other two those of the output.
+    """
     params = request.params
     if params.repetition_penalty != 1.0:
         seen = torch.from_numpy(np.unique(request.tokens[: request.num_tokens]).astype(np.int64)).to(row.device)
@@ -63,6 +66,8 @@ def _adjust(row: torch.Tensor, request: Request, eos_ids: frozenset[int]) -> Non
     if request.num_outputs < params.min_tokens:
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else eos_ids)
         row[sorted(ends)] = -torch.inf
+    if request.grammar is not None:
+        row.masked_fill_(torch.from_numpy(~request.grammar.allowed()).to(row.device), -torch.inf)
 
 
 def _sample_rows(logits: torch.Tensor, requests: Sequence[Request], rows: Sequence[int]) -> torch.Tensor:

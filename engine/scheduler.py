@@ -37,10 +37,19 @@ class Chunk:
 
 @dataclass(slots=True)
 class Step:
-    """Chunks of one step, single tokens first, and the items to encode before it, by cache key."""
+    """One step.
+
+    Attributes:
+        chunks: What is computed, single tokens first.
+        encode: Items to encode before that, by cache key; equal ones are encoded once.
+        admitted: Requests whose first step it is.
+        encoder_hits: Items whose embeddings were there, or will be by then.
+    """
 
     chunks: list[Chunk] = field(default_factory=list)
     encode: dict[str, list[RequestItem]] = field(default_factory=dict)
+    admitted: list[Request] = field(default_factory=list)
+    encoder_hits: int = 0
 
 
 class Scheduler:
@@ -53,8 +62,6 @@ class Scheduler:
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.encoder_hits = 0
-        self.cached_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -71,6 +78,15 @@ class Scheduler:
         else:
             self.waiting.remove(request)
 
+    def abandon(self, step: Step) -> None:
+        """The step is not computed: what it published is not true. Whoever was admitted in it may rely on that, and
+        waits again; the others go on from where they are."""
+        self._pool.clear_prefixes()
+        for request in reversed(step.admitted):
+            self.remove(request)
+            request.num_blocks = request.published = request.computed = request.cached = 0
+            self.waiting.appendleft(request)
+
     def schedule(self) -> Step:
         step = Step()
         budget, embeds = self._budget, self._budget
@@ -82,13 +98,13 @@ class Scheduler:
         for request in prefilling:
             used = self._prefill(step, request, slack + 1, embeds)
             slack, embeds = slack + 1 - used[0], embeds - used[1]
-        while self.waiting and slack > 0 and len(self.running) < self._max_running and self._admit():
+        while self.waiting and slack > 0 and len(self.running) < self._max_running and self._admit(step):
             used = self._prefill(step, self.running[-1], slack, embeds)
             slack, embeds = slack - used[0], embeds - used[1]
         step.chunks.sort(key=lambda chunk: chunk.end - chunk.start > 1)
         return step
 
-    def _admit(self) -> bool:
+    def _admit(self, step: Step) -> bool:
         """Move the first waiting request to the running ones if the blocks that it may need are available."""
         request = self.waiting[0]
         # The last token is always computed: its logits are what the first step is for.
@@ -100,8 +116,8 @@ class Scheduler:
         request.num_blocks = request.published = len(shared)
         request.computed = len(shared) * self._block_size
         request.cached = min(request.computed, request.num_prompt)
-        self.cached_tokens += request.cached
         self.running.append(self.waiting.popleft())
+        step.admitted.append(request)
         return True
 
     def _prefill(self, step: Step, request: Request, budget: int, embeds: int) -> tuple[int, int]:
@@ -132,7 +148,7 @@ class Scheduler:
             item.embeds = self._encoder_cache.get(item.cache_key)
             if item.embeds is None:
                 return False
-        self.encoder_hits += 1
+        step.encoder_hits += 1
         return True
 
     def _plan(self, step: Step, request: Request, end: int) -> None:

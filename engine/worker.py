@@ -1,0 +1,218 @@
+"""What the core does: obeys messages, computes steps, collects outputs. Single-threaded, and knows no process."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from engine.admission import Admission
+from engine.blocks import BlockPool
+from engine.config import EngineConfig
+from engine.encoder_cache import EncoderCache
+from engine.grammar import load_grammars
+from engine.messages import Abort, Call, Outputs, Reply, Submit, ToCore
+from engine.model import Model
+from engine.protocol import EngineOutput, EngineStats, FinishReason, TokenLogprobs
+from engine.receiver import ReceiverCache
+from engine.request import Request
+from engine.sampling import sample
+from engine.scheduler import Chunk, Scheduler, Step
+from renderer.errors import EngineError, GreenroomError
+from renderer.prompt import Tensors, tensor_bytes
+
+logger = logging.getLogger("greenroom.engine.worker")
+
+
+class Worker:
+    """The model, its caches and its requests."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.model = Model(config)
+        grammars = load_grammars(config.model, config.revision, self.model.vocab_size, self.model.eos_ids)
+        self.admission = Admission(config, self.model, grammars)
+        self.pool = BlockPool(self.model.num_blocks)
+        self.receiver = ReceiverCache()
+        self.encoder_cache = EncoderCache(config.encoder_cache_bytes)
+        self.scheduler = Scheduler(config, self.pool, self.encoder_cache)
+        self.requests: dict[int, Request] = {}
+        self._outputs: list[tuple[int, EngineOutput]] = []
+        self._failures: list[tuple[int, GreenroomError]] = []
+        self._counters: Counter[str] = Counter()
+
+    @property
+    def stats(self) -> EngineStats:
+        counted = EngineStats(**cast(dict[str, Any], self._counters))
+        return replace(
+            counted,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            receiver_items=len(self.receiver),
+            receiver_bytes=self.receiver.bytes,
+            blocks_used=self.pool.used,
+            blocks_total=self.pool.num_blocks,
+        )
+
+    def handle(self, message: ToCore) -> Reply | None:
+        """Obey one message; return the answer that it asks for."""
+        match message:
+            case Submit():
+                self._submit(message)
+            case Abort():
+                for key in message.keys:
+                    self._abort(key, message.silent)
+            case Call():
+                if message.operation == "reset_cache":
+                    self.reset_cache(message.drop)
+                return Reply(message.number, self.stats)
+        return None
+
+    def step(self) -> None:
+        """Encode, compute and sample what the scheduler plans."""
+        step = self.scheduler.schedule()
+        self._count(cached_tokens=sum(request.cached for request in step.admitted), encoder_hits=step.encoder_hits)
+        if not self._encode(step):
+            return
+        sampling = [chunk.request for chunk in step.chunks if chunk.samples]
+        try:
+            tokens, logprobs = self._compute(step.chunks, sampling)
+        except torch.AcceleratorError:
+            raise  # the device is unusable from here on: the core ends, and another one starts
+        except Exception:
+            logger.exception("a step of %d requests failed", len(step.chunks))
+            self.scheduler.abandon(step)
+            self._fail([chunk.request for chunk in step.chunks])
+            return
+        for chunk in step.chunks:
+            chunk.request.advance(chunk.end)
+        for request, token, logprob in zip(sampling, tokens, logprobs, strict=True):
+            self._take(request, token, logprob)
+
+    def drain(self) -> Outputs | None:
+        """Outputs since the last call, all requests together."""
+        if not self._outputs and not self._failures:
+            return None
+        outputs = Outputs(tuple(self._outputs), tuple(self._failures))
+        self._outputs, self._failures = [], []
+        return outputs
+
+    def reset_cache(self, drop: Sequence[str]) -> None:
+        """Empty the encoder and prefix caches, and drop these items of the receiver cache."""
+        for key in drop:
+            self.receiver.drop(key)
+        self.encoder_cache.clear()
+        self.pool.clear_prefixes()
+
+    def reset_counters(self) -> None:
+        self._counters.clear()
+
+    def _submit(self, message: Submit) -> None:
+        self._count(requests=1)
+        sent = [item.tensors for item in message.submission.items if item.tensors is not None]
+        self._count(tensors_received=len(sent), tensor_bytes_received=sum(map(tensor_bytes, sent)))
+        try:
+            request = self.admission.admit(message, self.receiver.obey(message.submission))
+        except GreenroomError as error:
+            self._failures.append((message.key, error))
+            return
+        self._count(prompt_tokens=request.num_prompt)
+        reason, stop = self._finish_reason(request) if request.num_outputs else (None, None)
+        if reason is not None:
+            self._outputs.append((message.key, EngineOutput((), reason, stop)))
+            return
+        self.requests[request.key] = request
+        self.scheduler.add(request)
+
+    def _abort(self, key: int, silent: bool) -> None:
+        request = self.requests.get(key)
+        if request is None:
+            return
+        self._end(request)
+        self._count(aborted=1)
+        if not silent:
+            self._outputs.append((key, EngineOutput((), "abort", None, request.cached)))
+
+    def _encode(self, step: Step) -> bool:
+        """Run the vision encoder over the step's items; False where one of them cannot be encoded.
+
+        Such an item ends the requests that have it. The step is then given up: other requests may share blocks that
+        would never be written. They lose nothing that was computed before.
+        """
+        broken = []
+        for items, output in zip(step.encode.values(), self._encode_items(step), strict=True):
+            if output is None:
+                broken += items
+                continue
+            self.encoder_cache.put(items[0].cache_key, output)
+            for item in items:
+                item.embeds = output
+        if broken:
+            self.scheduler.abandon(step)
+            self._fail([request for request in self.requests.values() if any(item in broken for item in request.items)])
+        return not broken
+
+    def _encode_items(self, step: Step) -> list[torch.Tensor | None]:
+        """All items at once, or one by one where that fails."""
+        tensors = [items[0].tensors for items in step.encode.values()]
+        self._count(encoder_runs=len(tensors))
+        try:
+            return list(self.model.encode(tensors)) if tensors else []
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("encoding %d items together failed", len(tensors))
+        return [self._encode_one(item) for item in tensors]
+
+    def _encode_one(self, tensors: Tensors) -> torch.Tensor | None:
+        try:
+            return self.model.encode([tensors])[0]
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("an item cannot be encoded")
+            return None
+
+    def _compute(
+        self, chunks: Sequence[Chunk], sampling: Sequence[Request]
+    ) -> tuple[list[int], list[TokenLogprobs | None]]:
+        logits = self.model.forward(chunks)
+        return sample(logits, sampling, self.model.eos_ids) if sampling else ([], [])
+
+    def _take(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:
+        """Add a sampled token; end the request if it was the last."""
+        request.append(token)
+        self._count(output_tokens=1)
+        reason, stop = self._finish_reason(request)
+        reported = () if logprobs is None else (logprobs,)
+        self._outputs.append((request.key, EngineOutput((token,), reason, stop, request.cached, reported)))
+        if reason is not None:
+            self._end(request)
+
+    def _finish_reason(self, request: Request) -> tuple[FinishReason | None, int | None]:
+        """Why the output ends with its last token, if it does, and which stop token ended it."""
+        params, last = request.params, int(request.tokens[request.num_tokens - 1])
+        if request.num_outputs >= params.min_tokens:
+            if last in self.model.eos_ids and not params.ignore_eos:
+                return "stop", None
+            if last in params.stop_token_ids:
+                return "stop", last
+        if request.grammar is not None and request.grammar.ended:
+            return "stop", None
+        return ("length" if request.num_outputs >= params.max_tokens else None), None
+
+    def _end(self, request: Request) -> None:
+        del self.requests[request.key]
+        self.scheduler.remove(request)
+
+    def _fail(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._failures.append((request.key, EngineError("the engine failed on this request")))
+            self._end(request)
+
+    def _count(self, **counts: int) -> None:
+        self._counters.update(counts)
