@@ -12,7 +12,6 @@ from engine.families.base import ImageFamily, check_pixels, take
 from renderer.errors import ConfigError, RequestError
 from renderer.prompt import Tensors
 
-
 # Tokens of the vision tower that stand for no patch.
 _CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
