@@ -51,6 +51,8 @@ class MediaCache(Protocol):
     @property
     def stats(self) -> CacheStats: ...
 
+    def lease(self) -> Lease | None: ...
+
     def look_up(self, key: str, lease: Lease | None) -> ProcessedItem | None: ...
 
     def store(self, key: str, item: ProcessedItem) -> None: ...
@@ -71,6 +73,9 @@ class ProcessorCache:
     def stats(self) -> CacheStats:
         with self._lock:
             return replace(self._stats, entries=len(self._items))
+
+    def lease(self) -> None:
+        """None: its items are handed out with their tensors, so nothing has to stay."""
 
     def look_up(self, key: str, lease: Lease | None = None) -> ProcessedItem | None:
         with self._lock:

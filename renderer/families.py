@@ -1,0 +1,41 @@
+"""The table of model families that can be rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from renderer import qwen_vl
+from renderer.checkpoint import Checkpoint
+from renderer.config import RendererConfig
+from renderer.errors import ConfigError
+from renderer.family import Family, TextOnly
+
+Build = Callable[[Checkpoint, RendererConfig], Family]
+
+FAMILIES: dict[str, Build] = {
+    "qwen2_vl": qwen_vl.build,
+    "qwen2_5_vl": qwen_vl.build,
+}
+
+
+def choose_family(checkpoint: Checkpoint, config: RendererConfig) -> Family:
+    """The family of a checkpoint, by its `model_type`.
+
+    Raises:
+        ConfigError: The family is not known, or its options are impossible.
+    """
+    build = FAMILIES.get(checkpoint.model_type)
+    if build is not None:
+        return build(checkpoint, config)
+    if _is_text_only(checkpoint):
+        return TextOnly()
+    known = ", ".join([*FAMILIES, TextOnly().name])
+    raise ConfigError(f"models of type {checkpoint.model_type!r} cannot be rendered; known are {known}", "model")
+
+
+def _is_text_only(checkpoint: Checkpoint) -> bool:
+    """A causal language model whose configuration has no part beside the text model."""
+    is_causal = checkpoint.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return is_causal and checkpoint.config.get_text_config() is checkpoint.config and not checkpoint.config.sub_configs

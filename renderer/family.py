@@ -1,0 +1,110 @@
+"""What differs between model families: one small strategy each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from renderer.errors import RequestError
+from renderer.pixels import Pixels
+from renderer.placeholders import Replacement
+from renderer.prompt import ImageSize, Modality, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """How an engine joins one tensor of the items of a batch, in the words of the wire protocol.
+
+    Attributes:
+        kind: "batched": items are stacked; "flat": they are concatenated along the first dimension; "shared": one
+            value stands for all.
+        keep_on_cpu: The engine reads it on the host. Such tensors make up an item's metadata.
+    """
+
+    kind: Literal["batched", "flat", "shared"]
+    keep_on_cpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """What stands in a prompt for one item until it is expanded: a token, and the text that becomes it."""
+
+    token_id: int
+    text: str
+
+
+class Family(Protocol):
+    """One family of models. Instances are immutable and shared by all threads.
+
+    Attributes:
+        name: As documented, for logs and errors.
+        modalities: What its prompts may hold beside text.
+        placeholder: None where there are no modalities.
+        reserved_ids: Tokens that no prompt may hold: they stand for media that are not supported.
+        fields: Of every tensor of an item, by name.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]: ...
+
+    @property
+    def placeholder(self) -> Placeholder | None: ...
+
+    @property
+    def reserved_ids(self) -> frozenset[int]: ...
+
+    @property
+    def fields(self) -> Mapping[str, Field]: ...
+
+    def with_options(self, options: Mapping[str, Any]) -> Family:
+        """The same family under other processor options (`mm_processor_kwargs`).
+
+        Raises:
+            RequestError: An option is unknown or has an impossible value.
+        """
+
+    def replacement(self, size: ImageSize) -> Replacement:
+        """The tokens of an image of this size, from the size alone.
+
+        Raises:
+            ValueError: The model cannot take an image of this size.
+        """
+
+    def tensors(self, pixels: Pixels) -> Tensors:
+        """What the engine gets of an image.
+
+        Args:
+            pixels: uint8 [height, width, 3].
+        """
+
+    def largest_image(self, max_tokens: int) -> ImageSize:
+        """Size of an image with the most tokens, up to `max_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextOnly:
+    """Models without media."""
+
+    name: str = "text-only"
+    modalities: tuple[Modality, ...] = ()
+    placeholder: Placeholder | None = None
+    reserved_ids: frozenset[int] = frozenset()
+    fields: Mapping[str, Field] = field(default_factory=dict)
+
+    def with_options(self, options: Mapping[str, Any]) -> Family:
+        if options:
+            raise RequestError("the model takes no media, so it has no processor options", "mm_processor_kwargs")
+        return self
+
+    def replacement(self, size: ImageSize) -> Replacement:
+        raise ValueError("the model takes no images")
+
+    def tensors(self, pixels: Pixels) -> Tensors:
+        raise ValueError("the model takes no images")
+
+    def largest_image(self, max_tokens: int) -> ImageSize:
+        raise ValueError("the model takes no images")

@@ -1,0 +1,65 @@
+"""Pixels to pixels: resampling as Hugging Face's two backends do it, and cutting into patches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from renderer.prompt import ImageSize
+
+Pixels = NDArray[np.uint8]
+Backend = Literal["torchvision", "pil"]
+
+_TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+
+
+def resize(pixels: Pixels, size: ImageSize, resample: Image.Resampling, backend: Backend) -> Pixels:
+    """Resample an image.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        resample: BILINEAR or BICUBIC with backend "torchvision", any filter with "pil".
+        backend: Whose bytes to reproduce. torchvision resizes uint8 through torch's antialiased kernels, which are
+            called here directly; Pillow's own filters differ from them by up to 3 levels.
+
+    Returns:
+        uint8 [3, height, width].
+    """
+    if pixels.shape[:2] == (size.height, size.width):
+        return pixels.transpose(2, 0, 1)
+    if backend == "pil":
+        return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), resample)).transpose(2, 0, 1)
+    channels_last = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    resized = torch.nn.functional.interpolate(
+        channels_last,
+        (size.height, size.width),
+        mode=_TORCH_MODES[resample],
+        antialias=True,
+        align_corners=False,
+    )
+    channels_first: Pixels = resized[0].numpy()
+    return channels_first
+
+
+def patches(pixels: Pixels, patch: int, merge: int, temporal: int) -> Pixels:
+    """Cut an image into flattened patches, in the order of Qwen2-VL.
+
+    Rows go block by block of merge x merge patches: (block row, block column, row in block, column in block). Columns
+    are (channel, time, row in patch, column in patch); a still image is repeated for each of `temporal` times.
+
+    Args:
+        pixels: uint8 [channels, height, width], sides multiples of patch * merge.
+
+    Returns:
+        uint8 [height * width / patch**2, channels * temporal * patch**2].
+    """
+    channels, height, width = pixels.shape
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    blocks = pixels.reshape(channels, rows, merge, patch, columns, merge, patch).transpose(1, 4, 2, 5, 0, 3, 6)
+    flat = np.empty((rows, columns, merge, merge, channels, temporal, patch, patch), np.uint8)
+    flat[...] = blocks[:, :, :, :, :, None]
+    return flat.reshape(rows * columns * merge**2, channels * temporal * patch**2)

@@ -1,0 +1,179 @@
+"""The multimodal processor: media items to tensors, each once, over a few threads, through one cache."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from renderer import hashing
+from renderer.caches import Lease, MediaCache, ProcessedItem
+from renderer.conversation import ImagePart
+from renderer.errors import CacheMissError, MediaError
+from renderer.family import Family
+from renderer.image import ImageLimits, decode
+from renderer.media import MediaItem, bytes_of, check_uuid, identify
+from renderer.prompt import ImageSize, Tensors, tensor_bytes
+from renderer.threads import WarmPool
+
+_MAX_NAMES = 65536
+
+
+class MultiModalProcessor:
+    """Identifies and processes the media of requests. Thread-safe.
+
+    A renderer holds two, which differ in their cache alone. Equal items under way at the same time are processed
+    once; nobody's cancellation ends work that another waits for.
+
+    Attributes:
+        cache: The sender cache, a processor-only cache, or None.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        cache: MediaCache | None,
+        pool: WarmPool,
+        limits: ImageLimits,
+        max_uuid_length: int,
+    ) -> None:
+        self.cache = cache
+        self._model = model
+        self._pool = pool
+        self._limits = limits
+        self._max_uuid_length = max_uuid_length
+        self._names = _Names(_MAX_NAMES)
+        self._under_way: dict[str, Future[ProcessedItem]] = {}
+        self._lock = threading.Lock()
+
+    def lease(self) -> Lease | None:
+        """A new lease on the cache, None where it has no pins."""
+        return None if self.cache is None else self.cache.lease()
+
+    def identify(
+        self, parts: Sequence[ImagePart], cache_salt: str | None, options: Mapping[str, Any]
+    ) -> tuple[MediaItem, ...]:
+        """Headers and hashes of a request's images; no pixel is decoded.
+
+        Raises:
+            MediaError: An image is malformed or beyond the limits.
+            CacheMissError: A uuid came without data, and this tenant has not sent its data here.
+        """
+        return tuple(self._identify(part, index, cache_salt, options) for index, part in enumerate(parts))
+
+    def apply(self, items: Sequence[MediaItem], family: Family, lease: Lease | None) -> tuple[ProcessedItem, ...]:
+        """Process a request's items, in parallel and each distinct one once, or take them from the cache.
+
+        Raises:
+            MediaError: An image is corrupt, or the model cannot take it.
+            CacheMissError: An item came without data, and the cache does not hold it.
+        """
+        found: dict[str, ProcessedItem | Future[ProcessedItem]] = {}
+        for item in items:
+            if item.cache_key not in found:
+                found[item.cache_key] = self._find(item, family, lease)
+        return tuple(_awaited(found[item.cache_key], item) for item in items)
+
+    def process(self, item: MediaItem, family: Family) -> ProcessedItem:
+        """Decode and process one item in this thread, beside any cache."""
+        if item.data is None or item.header is None:
+            raise _missing(item.index)
+        pixels = decode(item.data, item.header, item.index)
+        try:
+            tensors = family.tensors(pixels)
+        except ValueError as error:
+            raise MediaError(str(error), item.index) from error
+        _freeze(tensors)
+        return ProcessedItem(item.size, tensors, tensor_bytes(tensors))
+
+    def clear_names(self) -> None:
+        """Forget which uuid stands for which content."""
+        self._names.clear()
+
+    def _identify(self, part: ImagePart, index: int, salt: str | None, options: Mapping[str, Any]) -> MediaItem:
+        check_uuid(part.uuid, index, self._max_uuid_length)
+        data = bytes_of(part, index)
+        name = None if part.uuid is None else hashing.uuid_key(salt, part.uuid, options)
+        if data is not None:
+            item = identify(part, index, data, model=self._model, options=options, limits=self._limits)
+            if name is not None:
+                self._names.remember(name, item.cache_key, item.size)
+            return item
+        known = None if name is None else self._names.recall(name)
+        if known is None or part.uuid is None:
+            raise _missing(index)
+        cache_key, size = known
+        return MediaItem(index, None, None, size, hashing.uuid_hash(self._model, part.uuid, options), cache_key)
+
+    def _find(self, item: MediaItem, family: Family, lease: Lease | None) -> ProcessedItem | Future[ProcessedItem]:
+        """The cached item, or the work on it: a job stores its item before it ceases to be under way."""
+        with self._lock:
+            held = None if self.cache is None else self.cache.look_up(item.cache_key, lease)
+            if held is not None:
+                return held
+            job = self._under_way.get(item.cache_key)
+            if job is None:
+                if item.data is None:
+                    raise _missing(item.index)
+                job = self._pool.submit(self._work, item, family)
+                self._under_way[item.cache_key] = job
+            return job
+
+    def _work(self, item: MediaItem, family: Family) -> ProcessedItem:
+        try:
+            processed = self.process(item, family)
+            if self.cache is not None:
+                self.cache.store(item.cache_key, processed)
+            return processed
+        finally:
+            with self._lock:
+                del self._under_way[item.cache_key]
+
+
+class _Names:
+    """The content that a tenant's uuid stands for, of the last `capacity` uuids. Thread-safe."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._content: OrderedDict[str, tuple[str, ImageSize]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def remember(self, name: str, cache_key: str, size: ImageSize) -> None:
+        with self._lock:
+            self._content[name] = (cache_key, size)
+            self._content.move_to_end(name)
+            if len(self._content) > self._capacity:
+                self._content.popitem(last=False)
+
+    def recall(self, name: str) -> tuple[str, ImageSize] | None:
+        with self._lock:
+            if name in self._content:
+                self._content.move_to_end(name)
+            return self._content.get(name)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._content.clear()
+
+
+def _awaited(found: ProcessedItem | Future[ProcessedItem], item: MediaItem) -> ProcessedItem:
+    if isinstance(found, ProcessedItem):
+        return found
+    try:
+        return found.result()
+    except MediaError as error:  # Work that several wait for names each one's own place.
+        raise type(error)(error.message, item.index, error.param) from error
+
+
+def _missing(index: int) -> CacheMissError:
+    return CacheMissError(f"image {index} came without data, and nothing is held under its uuid", "image_url")
+
+
+def _freeze(tensors: Tensors) -> None:
+    """Cached tensors are shared by every request that holds them."""
+    for tensor in tensors.values():
+        np.asarray(tensor).flags.writeable = False

@@ -1,0 +1,295 @@
+"""The renderer: requests to rendered prompts, in three verbs: validate, normalise, encode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from renderer import validate
+from renderer.caches import Lease, ProcessedItem, ProcessorCache, SenderCache
+from renderer.checkpoint import Checkpoint
+from renderer.config import RendererConfig
+from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
+from renderer.detokenizer import IncrementalDetokenizer
+from renderer.errors import MediaError, RequestError
+from renderer.families import choose_family
+from renderer.family import Family
+from renderer.image import ImageLimits
+from renderer.media import MediaItem
+from renderer.messages import media_of, template_messages, template_variables
+from renderer.placeholders import Replacement, expand
+from renderer.processor import MultiModalProcessor
+from renderer.prompt import Modality, PlaceholderRange, PromptItem, RenderedPrompt
+from renderer.template import ChatTemplate
+from renderer.threads import WarmPool
+from renderer.warmup import WarmupReport, warm_up
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A prompt whose items are identified and placed, and not yet processed."""
+
+    token_ids: list[int]
+    items: tuple[MediaItem, ...]
+    ranges: tuple[PlaceholderRange, ...]
+    family: Family
+    cache_salt: str | None
+
+    def prompt(self, processed: Sequence[ProcessedItem] | None = None, lease: Lease | None = None) -> RenderedPrompt:
+        tensors = [None] * len(self.items) if processed is None else [item.tensors for item in processed]
+        items = tuple(
+            PromptItem(item.mm_hash, item.cache_key, place, own, item.size)
+            for item, place, own in zip(self.items, self.ranges, tensors, strict=True)
+        )
+        return RenderedPrompt(tuple(self.token_ids), items, self.cache_salt, lease)
+
+    def truncated(self, limit: int | None, side: str | None) -> _Draft:
+        """The draft with `limit` tokens at most: the last ones, or with side "right" the first ones.
+
+        Raises:
+            RequestError: An item would be cut or lost.
+        """
+        if limit is None or len(self.token_ids) <= limit:
+            return self
+        start, end = (0, limit) if side == "right" else (len(self.token_ids) - limit, len(self.token_ids))
+        if any(place.offset < start or place.end > end for place in self.ranges):
+            raise RequestError("truncation would cut into an image", "truncate_prompt_tokens")
+        moved = tuple(dataclasses.replace(place, offset=place.offset - start) for place in self.ranges)
+        return dataclasses.replace(self, token_ids=self.token_ids[start:end], ranges=moved)
+
+
+class Renderer:
+    """One model's renderer. Every method is synchronous and thread-safe; `request_pool.run` is the async way.
+
+    Args:
+        config: What to render for, and how.
+        sender_cache: The cache of the engine beside this renderer; None where there is no engine.
+
+    Attributes:
+        mm_processor: For requests that an engine runs; its cache is the sender cache.
+        readonly_mm_processor: For requests that only render; its cache is its own.
+        generation_defaults: The checkpoint's `generation_config.json`.
+        modalities: What prompts may hold beside text, with a limit above 0.
+    """
+
+    def __init__(self, config: RendererConfig, sender_cache: SenderCache | None = None) -> None:
+        checkpoint = Checkpoint.load(config)
+        self.config = config
+        self.tokenizer = checkpoint.tokenizer
+        self.family = choose_family(checkpoint, config)
+        self.max_model_len = _max_model_len(checkpoint, config)
+        self.generation_defaults: Mapping[str, Any] = checkpoint.generation_defaults()
+        self.modalities: tuple[Modality, ...] = tuple(
+            modality for modality in self.family.modalities if config.limit_mm_per_prompt.get(modality, 0) > 0
+        )
+        self._templates = _compiled(checkpoint.chat_template())
+        self._requested_template = lru_cache(maxsize=32)(ChatTemplate)
+        self.request_pool = WarmPool(config.render_threads, "render")
+        self.media_pool = WarmPool(config.media_threads, "media")
+        own_cache = ProcessorCache(config.processor_cache_bytes) if config.processor_cache_bytes else None
+        self.mm_processor = self._processor(sender_cache)
+        self.readonly_mm_processor = self._processor(own_cache)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be rendered without a template of the request's own."""
+        return "default" in self._templates
+
+    def render_chat(self, request: ChatRequest, skip_mm_cache: bool = False) -> RenderedPrompt:
+        """Render messages.
+
+        Args:
+            skip_mm_cache: Use the readonly processor. For requests that no engine of this process runs.
+
+        Returns:
+            The prompt; with a sender cache it holds a lease, which its owner closes.
+
+        Raises:
+            RequestError: The request cannot be rendered as it is.
+        """
+        processor = self._choose(skip_mm_cache)
+        return self._finish(self._draft_chat(request, processor), processor)
+
+    def render_completion(self, request: CompletionRequest, skip_mm_cache: bool = False) -> tuple[RenderedPrompt, ...]:
+        """Render prompts of text or token ids, each by itself.
+
+        Raises:
+            RequestError: A prompt cannot be rendered as it is.
+        """
+        validate.completion(request, self.max_model_len)
+        processor = self._choose(skip_mm_cache)
+        return tuple(self._finish(self._draft_prompt(prompt, request), processor) for prompt in request.prompts)
+
+    def render_tokens(self, request: TokensRequest, skip_mm_cache: bool = False) -> RenderedPrompt:
+        """Render token ids that hold one placeholder an item.
+
+        Raises:
+            RequestError: The request cannot be rendered as it is.
+        """
+        processor = self._choose(skip_mm_cache)
+        return self._finish(self._draft_tokens(request, processor), processor)
+
+    def layout(self, request: ChatRequest | TokensRequest) -> RenderedPrompt:
+        """The rendered prompt without tensors, from the images' headers: no pixel is decoded. Its length is not
+        checked.
+
+        Raises:
+            RequestError: The request cannot be rendered as it is.
+        """
+        processor = self.readonly_mm_processor
+        if isinstance(request, ChatRequest):
+            return self._draft_chat(request, processor).prompt()
+        return self._draft_tokens(request, processor).prompt()
+
+    def check_length(self, prompt: RenderedPrompt) -> None:
+        """Refuse a prompt that the model cannot take.
+
+        Raises:
+            ContextLengthError: It has more tokens than the model's length.
+        """
+        validate.length(len(prompt.token_ids), self.max_model_len)
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return self.tokenizer.encode(text, add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def detokenizer(
+        self,
+        prompt_token_ids: Sequence[int],
+        stop: Sequence[str] = (),
+        skip_special_tokens: bool = True,
+        include_stop_str_in_output: bool = False,
+        min_tokens: int = 0,
+    ) -> IncrementalDetokenizer:
+        """A detokenizer for the output that follows a prompt."""
+        return IncrementalDetokenizer(
+            self.tokenizer,
+            prompt_token_ids,
+            stop=stop,
+            skip_special_tokens=skip_special_tokens,
+            include_stop_str_in_output=include_stop_str_in_output,
+            min_tokens=min_tokens,
+        )
+
+    def warmup(self) -> WarmupReport:
+        """Make every thread serve its first request as fast as its hundredth; leave no trace in any cache.
+
+        Raises:
+            WarmupError: A step failed, and the configuration says `warmup: strict`.
+        """
+        return warm_up(self)
+
+    def clear_mm_cache(self) -> None:
+        """Empty both processors' caches."""
+        for processor in (self.mm_processor, self.readonly_mm_processor):
+            if processor.cache is not None:
+                processor.cache.clear_cache()
+            processor.clear_names()
+
+    def close(self) -> None:
+        """End the threads. Requests under way fail."""
+        self.request_pool.close()
+        self.media_pool.close()
+
+    def _choose(self, skip_mm_cache: bool) -> MultiModalProcessor:
+        return self.readonly_mm_processor if skip_mm_cache else self.mm_processor
+
+    def _processor(self, cache: SenderCache | ProcessorCache | None) -> MultiModalProcessor:
+        limits = ImageLimits(self.config.max_image_bytes, self.config.max_image_pixels)
+        return MultiModalProcessor(self.config.model, cache, self.media_pool, limits, self.config.max_uuid_length)
+
+    def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor) -> _Draft:
+        media = media_of(request.messages)
+        validate.chat(request, self.config, self.max_model_len)
+        validate.media(media, self.modalities, self.config)
+        token_ids = self.tokenizer.encode(self._text(request), request.add_special_tokens)
+        draft = self._encode(token_ids, media, request.mm_processor_kwargs, request.cache_salt, processor)
+        return draft.truncated(self._limit(request.truncate_prompt_tokens), request.truncation_side)
+
+    def _draft_prompt(self, prompt: str | tuple[int, ...], request: CompletionRequest) -> _Draft:
+        if isinstance(prompt, str):
+            token_ids = self.tokenizer.encode(prompt, request.add_special_tokens)
+        else:
+            token_ids = list(prompt)
+        draft = self._encode(token_ids, (), {}, request.cache_salt, self.readonly_mm_processor)
+        return draft.truncated(self._limit(request.truncate_prompt_tokens), request.truncation_side)
+
+    def _draft_tokens(self, request: TokensRequest, processor: MultiModalProcessor) -> _Draft:
+        validate.tokens(request, self.config)
+        validate.media(request.media, self.modalities, self.config)
+        ids, options = list(request.token_ids), request.mm_processor_kwargs
+        return self._encode(ids, request.media, options, request.cache_salt, processor)
+
+    def _limit(self, truncate_prompt_tokens: int | None) -> int | None:
+        return self.max_model_len if truncate_prompt_tokens == -1 else truncate_prompt_tokens
+
+    def _text(self, request: ChatRequest) -> str:
+        template = self._template_of(request)
+        placeholder = self.family.placeholder
+        return template.render(
+            template_messages(request.messages, template, None if placeholder is None else placeholder.text),
+            continue_final_message=request.continue_final_message,
+            variables=template_variables(request, self.tokenizer.special_tokens),
+        )
+
+    def _encode(
+        self,
+        token_ids: list[int],
+        media: Sequence[ImagePart],
+        options: Mapping[str, Any],
+        cache_salt: str | None,
+        processor: MultiModalProcessor,
+    ) -> _Draft:
+        """Identify the items and put their tokens in the place of the placeholders."""
+        family = self.family.with_options(options)
+        validate.token_ids(token_ids, family)
+        items = processor.identify(media, cache_salt, options)
+        replacements = [_replacement(family, item) for item in items]
+        placeholder_id = None if family.placeholder is None else family.placeholder.token_id
+        expanded, ranges = expand(token_ids, placeholder_id, replacements)
+        return _Draft(expanded, items, ranges, family, cache_salt)
+
+    def _finish(self, draft: _Draft, processor: MultiModalProcessor) -> RenderedPrompt:
+        """Process the items of a draft. What is pinned in the meantime is released if that fails."""
+        validate.length(len(draft.token_ids), self.max_model_len)
+        lease = processor.lease()
+        try:
+            return draft.prompt(processor.apply(draft.items, draft.family, lease), lease)
+        except BaseException:
+            if lease is not None:
+                lease.close()
+            raise
+
+    def _template_of(self, request: ChatRequest) -> ChatTemplate:
+        if request.chat_template is not None:
+            return self._requested_template(request.chat_template)
+        template = self._templates.get("tool_use" if request.tools else "default") or self._templates.get("default")
+        if template is None:
+            raise RequestError("the model has no chat template", "messages")
+        return template
+
+
+def _replacement(family: Family, item: MediaItem) -> Replacement:
+    try:
+        return family.replacement(item.size)
+    except ValueError as error:
+        raise MediaError(str(error), item.index) from error
+
+
+def _compiled(source: str | Mapping[str, str] | None) -> dict[str, ChatTemplate]:
+    """A checkpoint's templates, by name."""
+    if source is None:
+        return {}
+    sources = {"default": source} if isinstance(source, str) else source
+    return {name: ChatTemplate(text) for name, text in sources.items()}
+
+
+def _max_model_len(checkpoint: Checkpoint, config: RendererConfig) -> int:
+    return checkpoint.max_model_len if config.max_model_len is None else config.max_model_len
