@@ -12,6 +12,9 @@ from renderer.placeholders import Replacement
 from renderer.prompt import ImageSize, Modality, Tensors
 
 
+FieldKind = Literal["batched", "flat", "shared"]
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """How an engine joins one tensor of the items of a batch, in the words of the wire protocol.
@@ -22,7 +25,7 @@ class Field:
         keep_on_cpu: The engine reads it on the host. Such tensors make up an item's metadata.
     """
 
-    kind: Literal["batched", "flat", "shared"]
+    kind: FieldKind
     keep_on_cpu: bool = False
 
 
