@@ -15,6 +15,7 @@
     |- OverloadedError                 503   at the limit; says after how many seconds to come back
     |- EngineError                     500   the engine failed on this request alone
     |  '- EngineDeadError              503   the engine is gone; the request may be tried elsewhere
+    |     '- EngineStartingError       503   it is not up yet, and has seen nothing of the request
     |- ConfigError                     500   raised at start only
     '- WarmupError                     500   raised at start only
 
@@ -151,6 +152,10 @@ class EngineDeadError(EngineError):
 
     status = 503
     type = "ServiceUnavailableError"
+
+
+class EngineStartingError(EngineDeadError):
+    """The engine is not up yet; the request was not submitted, so it has no part in what happened to the engine."""
 
 
 class ConfigError(GreenroomError):

@@ -1,0 +1,227 @@
+"""Where the work of an operation is done: on replicas behind handles, or in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+
+from deployments.calls import (
+    Event,
+    GenerateCall,
+    RenderCall,
+    ReplicaReport,
+    Reply,
+    TokenizeCall,
+    Tokenized,
+    images,
+    media_bytes,
+    text_bytes,
+)
+from deployments.config import RouterConfig
+from deployments.error_response import INTERNAL, translate
+from deployments.failover import continued, retried
+from deployments.rendering import RenderOnly
+from deployments.tier import Tier
+from renderer.errors import NotSupportedError
+from renderer.prompt import RenderedPrompt
+
+logger = logging.getLogger("ray.serve.greenroom")
+
+T = TypeVar("T")
+# A report is a few counters: a replica that takes longer is not well, and the others' reports should not wait for it.
+REPORT_TIMEOUT_S = 5.0
+# gRPC's own limit on a message, less room for what is around ours. Raising it on every node would lift this too.
+BY_VALUE_BYTES = 3 * 1024 * 1024
+# What a prompt's answer may take: JSON spells a token in at most 8 bytes, and an image stands for up to 16,000 of them.
+ANSWER_BYTES_PER_TEXT_BYTE = 8
+ANSWER_BYTES_PER_IMAGE = 128 * 1024
+
+
+class Backend(Protocol):
+    """The tiers, as the operations see them. Errors are Greenroom's own or Ray's."""
+
+    async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]: ...
+
+    async def render_json(self, tier: Tier, call: RenderCall) -> Reply[bytes]: ...
+
+    async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]: ...
+
+    async def detokenize(self, tier: Tier, token_ids: tuple[int, ...]) -> Reply[str]: ...
+
+    def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
+        """The events of a generation, whatever happens to the replica that began it."""
+
+    async def reports(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
+        """Of every running replica, by tier."""
+
+    async def clear_mm_cache(self) -> None: ...
+
+
+def crosses_by_reference(request_bytes: int, answer_bytes: int, tensors_back: bool = False) -> bool:
+    """How a call crosses to a replica and back.
+
+    By value, through gRPC, is faster for small calls. By reference, through the object store, takes any size and lends
+    arrays to the reader uncopied.
+    """
+    return tensors_back or max(request_bytes, answer_bytes) > BY_VALUE_BYTES
+
+
+class TierHandle:
+    """One tier's handle, with the variants that calls need made once: deriving one costs as much as a small call."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._variants: dict[tuple[str, bool, bool], Any] = {}
+
+    def variant(self, method: str, by_reference: bool, stream: bool = False) -> Any:
+        key = (method, by_reference, stream)
+        if key not in self._variants:
+            self._variants[key] = self._handle.options(
+                method_name=method,
+                stream=stream,
+                _by_reference=by_reference,
+                request_serialization="pickle",
+                response_serialization="pickle",
+            )
+        return self._variants[key]
+
+    async def call(self, method: str, argument: Any, by_reference: bool) -> Any:
+        with own_errors():
+            return await self.variant(method, by_reference).remote(argument)
+
+    async def stream(self, method: str, argument: Any, by_reference: bool) -> AsyncGenerator[Any]:
+        response = self.variant(method, by_reference, stream=True).remote(argument)
+        read = False
+        try:
+            with own_errors():
+                async for item in response:
+                    yield item
+            read = True
+        finally:
+            if not read:
+                response.cancel()  # a reader that leaves is nothing that Serve would notice
+
+    async def broadcast(self, method: str) -> tuple[Any, ...]:
+        """The answers of all running replicas that answer in time; none where none is running."""
+        try:
+            response = self._handle.broadcast(method)
+            answers = await response.results_async(timeout_s=REPORT_TIMEOUT_S, return_exceptions=True)
+        except (RayServeException, TimeoutError):
+            return ()
+        return tuple(answer for answer in answers if not isinstance(answer, BaseException))
+
+
+class HandleBackend:
+    """The tiers behind their handles; what dies is tried again or continued elsewhere."""
+
+    def __init__(self, handles: Mapping[Tier, Any], config: RouterConfig) -> None:
+        self._tiers = {tier: TierHandle(handle) for tier, handle in handles.items()}
+        self._config = config
+
+    async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
+        reply: Reply[tuple[RenderedPrompt, ...]] = await self._pure(tier, "render", call, _render_transport(call))
+        return reply
+
+    async def render_json(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
+        reply = await self._pure(tier, "render_json", call, _render_transport(call))
+        return Reply(reply.value.tobytes(), reply.served)
+
+    async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
+        by_reference = crosses_by_reference(media_bytes(call.request), text_bytes(call.request) * 8)
+        reply: Reply[Tokenized] = await self._pure(tier, "tokenize", call, by_reference)
+        return reply
+
+    async def detokenize(self, tier: Tier, token_ids: tuple[int, ...]) -> Reply[str]:
+        by_reference = crosses_by_reference(8 * len(token_ids), 16 * len(token_ids))
+        reply: Reply[str] = await self._pure(tier, "detokenize", token_ids, by_reference)
+        return reply
+
+    def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
+        engine = self._tiers[Tier.ENGINE]
+        size = media_bytes(call.request) + text_bytes(call.request)
+        by_reference = crosses_by_reference(size, 0)
+        return continued(call, lambda rest: engine.stream("generate", rest, by_reference), self._config.failover_s)
+
+    async def reports(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
+        answers = await asyncio.gather(*(handle.broadcast("report") for handle in self._tiers.values()))
+        return {str(tier): reports for tier, reports in zip(self._tiers, answers, strict=True)}
+
+    async def clear_mm_cache(self) -> None:
+        await asyncio.gather(*(handle.broadcast("clear_mm_cache") for handle in self._tiers.values()))
+
+    async def warm(self) -> None:
+        """Open the ways to every tier, by value and by reference, so that no request pays for it.
+
+        Waits for the tiers' first replicas, but not for ever: a tier that never comes must not keep the others away.
+        """
+        ways = [handle.variant("report", by) for handle in self._tiers.values() for by in (False, True)]
+        tasks = [asyncio.create_task(_awaited(way.remote())) for way in ways]
+        done, late = await asyncio.wait(tasks, timeout=self._config.tier_wait_s)
+        for task in late:
+            task.cancel()
+        failed = [task for task in done if task.exception() is not None]
+        if late or failed:
+            logger.warning("router: %d of %d ways to the tiers could not be warmed", len(late) + len(failed), len(ways))
+
+    async def _pure(self, tier: Tier, method: str, argument: Any, by_reference: bool) -> Any:
+        handle = self._tiers[tier]
+        return await retried(lambda: handle.call(method, argument, by_reference), self._config.render_attempts)
+
+
+class LocalBackend:
+    """A render replica that is its own ingress: no hop, no engine."""
+
+    def __init__(self, replica: RenderOnly) -> None:
+        self._replica = replica
+
+    async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
+        return await self._replica.render(call)
+
+    async def render_json(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
+        reply = await self._replica.render_json(call)
+        return Reply(reply.value.tobytes(), reply.served)
+
+    async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
+        return await self._replica.tokenize(call)
+
+    async def detokenize(self, tier: Tier, token_ids: tuple[int, ...]) -> Reply[str]:
+        return await self._replica.detokenize(token_ids)
+
+    def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
+        raise NotSupportedError("this deployment only renders")
+
+    async def reports(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
+        return {}
+
+    async def clear_mm_cache(self) -> None:
+        await self._replica.clear_mm_cache()
+
+
+def _render_transport(call: RenderCall) -> bool:
+    media, text, pictures = media_bytes(call.request), text_bytes(call.request), len(images(call.request))
+    answer = ANSWER_BYTES_PER_TEXT_BYTE * text + ANSWER_BYTES_PER_IMAGE * pictures
+    return crosses_by_reference(media + text, answer, tensors_back=call.tensors and pictures > 0)
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Errors out of a handle as our own classes; those of a lost replica, and those nobody knows, as they are."""
+    try:
+        yield
+    except RayActorError:
+        raise
+    except Exception as error:
+        ours = translate(error)
+        if ours is INTERNAL:
+            raise
+        raise ours from error
+
+
+async def _awaited(response: Any) -> Any:
+    return await response

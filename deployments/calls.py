@@ -1,0 +1,222 @@
+"""What crosses between the router and the replicas: one frozen class per message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from engine.protocol import EngineStats
+from renderer.caches import CacheStats
+from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
+
+T = TypeVar("T")
+Rendering = ChatRequest | CompletionRequest | TokensRequest
+TierName = Literal["router", "render", "engine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who answered, and what it spent its time on.
+
+    Attributes:
+        replica: The replica's unique id.
+        seconds: By stage, in the order in which they ran.
+    """
+
+    tier: TierName
+    replica: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[T]):
+    """An answer and who gave it."""
+
+    value: T
+    served: Served
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRequest:
+    """What a body says about sampling; None where it leaves the choice to the model's generation defaults."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    structured: Mapping[str, object] | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the answer to a render-only request repeats of the request."""
+
+    request_id: str
+    model: str | None = None
+    stream: bool = False
+    stream_options: Mapping[str, bool] | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RenderCall:
+    """Render, on the readonly processor if `skip_mm_cache`, and without touching a pixel unless `tensors`."""
+
+    request: Rendering
+    sampling: SamplingRequest
+    envelope: Envelope
+    skip_mm_cache: bool
+    tensors: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeCall:
+    """Tokenize a text, or lay out a chat request; `token_strs` asks for the vocabulary's own spelling too."""
+
+    request: str | ChatRequest
+    add_special_tokens: bool = True
+    token_strs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    token_ids: tuple[int, ...]
+    token_strs: tuple[str, ...] | None
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the `n` outputs of a prompt, and the tokens that another replica has streamed of it already."""
+
+    index: int
+    prior_output_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """Render one prompt and generate its choices.
+
+    Attributes:
+        request: A completion request has exactly one prompt.
+        request_id: Unique in the cluster, whatever the client calls its request.
+        every: Tokens of a choice that are collected before they are sent; 1 to stream.
+    """
+
+    request: Rendering
+    sampling: SamplingRequest
+    choices: tuple[Choice, ...]
+    request_id: str
+    skip_mm_cache: bool
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First event of a generation: the prompt is rendered and the engine has produced something."""
+
+    served: Served
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobEntry:
+    """A token as text, how likely it was, and the likeliest ones in its place, likeliest first."""
+
+    token: str
+    logprob: float
+    top: tuple[LogprobEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new of one choice. `text` is final after the tokens so far: never half a character or half a stop string.
+
+    Attributes:
+        finish_reason: None until the choice's last delta.
+        stop_reason: The stop string or stop token that ended it, None for the model's own end of sequence.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: tuple[LogprobEntry, ...] = ()
+
+
+Event = Started | Delta
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """A replica's own record. Times are epoch seconds, durations seconds.
+
+    Attributes:
+        warmup_s: Seconds of each step, in order.
+        first_request_at: None while none has come.
+        first_request_s: How long the first one took.
+        requests: How many came, by operation.
+        caches: By name: `sender` (beside an engine), `processor` (of the readonly processor).
+    """
+
+    tier: TierName
+    replica: str
+    pid: int
+    node: str
+    started_at: float
+    warmup_ended_at: float | None
+    warmup_s: Mapping[str, float]
+    first_request_at: float | None
+    first_request_s: float | None
+    requests: Mapping[str, int]
+    max_model_len: int | None = None
+    caches: Mapping[str, CacheStats] = field(default_factory=dict)
+    engine: EngineStats | None = None
+
+
+def media_bytes(request: Rendering | str) -> int:
+    """Bytes of the encoded media that a request carries."""
+    return sum(len(image.data) for image in images(request) if image.data is not None)
+
+
+def text_bytes(request: Rendering | str) -> int:
+    """An estimate of the bytes of everything in a request that becomes tokens, media apart; exact is not needed."""
+    if isinstance(request, str):
+        return 4 * len(request)
+    if isinstance(request, TokensRequest):
+        return 8 * len(request.token_ids)
+    if isinstance(request, CompletionRequest):
+        return sum(len(prompt) * (4 if isinstance(prompt, str) else 8) for prompt in request.prompts)
+    return sum(4 * _text_length(message.content) for message in request.messages)
+
+
+def images(request: Rendering | str) -> tuple[ImagePart, ...]:
+    """The images of a request, in order."""
+    if isinstance(request, TokensRequest):
+        return request.media
+    if not isinstance(request, ChatRequest):
+        return ()
+    parts = (part for message in request.messages for part in message.content or () if isinstance(part, ImagePart))
+    return tuple(parts)
+
+
+def _text_length(content: str | tuple[object, ...] | None) -> int:
+    if content is None or isinstance(content, str):
+        return len(content or "")
+    return sum(len(getattr(part, "text", "")) for part in content)

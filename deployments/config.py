@@ -1,0 +1,169 @@
+"""The one configuration tree: every tier, checked for itself and across the tiers before anything starts.
+
+What replicas are told at construction is here. How many of them there are is Serve's own: the `deployments` section
+of the config file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from engine.config import EngineConfig
+from renderer.config import MIB, RendererConfig
+
+PROJECT = Path(__file__).parent.parent
+
+# What a renderer makes of a request depends on these: two tiers that differ in one would disagree on tokens or hashes.
+SHAPING_FIELDS = (
+    "model",
+    "revision",
+    "trust_remote_code",
+    "max_model_len",
+    "dtype",
+    "image_backend",
+    "mm_processor_kwargs",
+    "limit_mm_per_prompt",
+    "max_image_bytes",
+    "max_image_pixels",
+    "trust_request_chat_template",
+    "trust_request_mm_kwargs",
+)
+# What the tiers are told once, at the top.
+SHARED_FIELDS = ("model", "revision", "max_model_len")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReplicaConfig(_Frozen):
+    """What every tier's deployment is told. `num_cpus` and `num_gpus` only schedule, they neither limit nor pin.
+
+    The defaults of `num_cpus` let the whole application run twice on two cores, as a rolling update needs it.
+    """
+
+    num_cpus: float = Field(0.3, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    max_ongoing_requests: int = Field(64, ge=1, description="Requests under way on one replica; others queue.")
+    start_attempts: int = Field(3, ge=1, description="Failed starts after which the deployment is given up.")
+    drain_s: float = Field(60, gt=0, description="How long a stopping replica may finish what it has.")
+
+
+class RouterConfig(ReplicaConfig):
+    """The HTTP edge and the way of a request through the tiers."""
+
+    num_cpus: float = Field(0.1, ge=0)
+    max_ongoing_requests: int = Field(1024, ge=1)
+    drain_s: float = Field(600, gt=0)
+    max_body_bytes: int = Field(256 * MIB, ge=1, description="Of one request body.")
+    render_attempts: int = Field(3, ge=1, description="Replicas that a render-only request is tried on.")
+    failover_s: float = Field(30, ge=0, description="How long a generation without progress is tried again.")
+    tier_wait_s: float = Field(120, ge=0, description="How long a starting router waits for the tiers' first replicas.")
+
+
+class RenderTierConfig(ReplicaConfig):
+    """Render replicas: warm processors, no engine."""
+
+    renderer: RendererConfig
+
+
+class EngineTierConfig(ReplicaConfig):
+    """Engine replicas: a renderer beside an engine, coupled through its sender cache."""
+
+    num_cpus: float = Field(0.6, ge=0)
+    drain_s: float = Field(600, gt=0, description="Longer than the longest stream that is allowed.")
+    restart_s: float = Field(300, ge=0, description="How long the engine may be down before the replica is replaced.")
+    renderer: RendererConfig
+    engine: EngineConfig
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> EngineTierConfig:
+        for name in SHARED_FIELDS:
+            ours, theirs = getattr(self.renderer, name), getattr(self.engine, name)
+            if ours != theirs:
+                raise ValueError(f"{name}: the renderer has {ours!r}, the engine beside it {theirs!r}")
+        if self.max_ongoing_requests < self.engine.max_num_seqs:
+            raise ValueError(
+                f"max_ongoing_requests: {self.max_ongoing_requests} would never fill the engine's "
+                f"max_num_seqs of {self.engine.max_num_seqs}"
+            )
+        return self
+
+
+class GreenroomConfig(_Frozen):
+    """One application: what its tiers serve, and how.
+
+    `model`, `revision`, `max_model_len` and the options under `renderer` flow into both tiers; a tier may set any
+    option of its own, except those that would make the tiers disagree on a prompt. `render: null` leaves the render
+    tier out (engine replicas serve render-only requests with their readonly processors), `engine: null` the engine
+    tier (generation is a 501).
+    """
+
+    model: str = Field(min_length=1, description="Path of a local checkpoint, or a hub id.")
+    revision: str | None = None
+    max_model_len: int | None = Field(None, ge=1)
+    served_model_names: tuple[str, ...] = Field((), description="Names that requests may use; the default is `model`.")
+    renderer: dict[str, Any] = Field(default_factory=dict, description="Renderer options of both tiers.")
+    router: RouterConfig = RouterConfig()
+    render: RenderTierConfig | None
+    engine: EngineTierConfig | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flow_down(cls, data: Any) -> Any:
+        """Complete the tiers with what is said once at the top."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("model"), str):
+            return {"render": None, "engine": None, **data} if isinstance(data, Mapping) else data
+        data = {"render": {}, "engine": {}, **data}
+        data["served_model_names"] = data.get("served_model_names") or (data["model"],)
+        data["model"] = find_model(data["model"])
+        shared = {name: data[name] for name in SHARED_FIELDS if data.get(name) is not None}
+        parts = {"render": ("renderer",), "engine": ("renderer", "engine")}
+        for tier, names in parts.items():
+            if isinstance(data[tier], Mapping):
+                data[tier] = _complete(data[tier], names, shared, data.get("renderer") or {})
+        return data
+
+    @model_validator(mode="after")
+    def _tiers_agree(self) -> GreenroomConfig:
+        if self.render is None and self.engine is None:
+            raise ValueError("render and engine are both null: nothing would be served")
+        if len(set(self.served_model_names)) < len(self.served_model_names):
+            raise ValueError(f"served_model_names: repeated: {self.served_model_names}")
+        renderers = [tier.renderer for tier in (self.render, self.engine) if tier is not None]
+        for renderer in renderers:
+            if renderer.model != self.model:
+                raise ValueError(f"model: a tier has {renderer.model!r}, the application {self.model!r}")
+        for name in SHAPING_FIELDS:
+            values = [getattr(renderer, name) for renderer in renderers]
+            if values[0] != values[-1]:
+                raise ValueError(f"{name}: the render tier has {values[0]!r}, the engine tier {values[-1]!r}")
+        return self
+
+
+def find_model(model: str) -> str:
+    """The absolute path of a local checkpoint, looked for here and in the project's folder; a hub id as it is.
+
+    Replicas run in folders of their own, so a relative path would not reach them.
+    """
+    for folder in (Path.cwd(), PROJECT):
+        path = folder / Path(model).expanduser()
+        if path.is_dir():
+            return str(path.resolve())
+    return model
+
+
+def _complete(
+    tier: Mapping[str, Any], parts: tuple[str, ...], shared: Mapping[str, Any], renderer: Mapping[str, Any]
+) -> dict[str, Any]:
+    completed = dict(tier)
+    for part in parts:
+        own = dict(tier.get(part) or {})
+        if isinstance(own.get("model"), str):
+            own["model"] = find_model(own["model"])
+        completed[part] = {**shared, **(renderer if part == "renderer" else {}), **own}
+    return completed

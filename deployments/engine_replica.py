@@ -1,0 +1,188 @@
+"""The engine tier: a renderer beside an engine, coupled through the sender cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Protocol, cast
+
+from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
+from deployments.config import EngineTierConfig
+from deployments.generation import ChoiceText, choice_params, deltas, merge
+from deployments.records import Record
+from deployments.rendering import Clock, RenderOnly, rendered, warm_renderer
+from deployments.sampling import resolve
+from engine.embedded import EmbeddedEngine
+from engine.protocol import Engine, EngineOutput, SamplingParams
+from renderer.caches import SenderCache
+from renderer.errors import CacheMissError, EngineDeadError, EngineStartingError
+from renderer.prompt import RenderedPrompt
+
+
+class CoupledEngine(Engine, Protocol):
+    """An engine and the sender cache that mirrors what it holds; None where the engine runs elsewhere."""
+
+    @property
+    def sender_cache(self) -> SenderCache | None: ...
+
+
+class EngineReplica(RenderOnly):
+    """One engine replica. It is warm before anybody can reach it: Serve waits for the constructor.
+
+    Args:
+        engine: Takes the place of the configured one.
+
+    Raises:
+        WarmupError, EngineError: It cannot serve. Serve shows the reason in the deployment's status.
+    """
+
+    async def __init__(self, config: EngineTierConfig, engine: CoupledEngine | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
+        record = Record("engine")
+        self.engine = EmbeddedEngine(config.engine) if engine is None else engine
+        self._restart_s = config.restart_s
+        self._down_since: float | None = None
+        try:
+            begun = time.perf_counter()
+            await self.engine.start()
+            record.add_steps({"engine": time.perf_counter() - begun})
+            super().__init__(await warm_renderer(config.renderer, record, self.engine.sender_cache), record)
+        except BaseException:
+            await self.engine.close()
+            raise
+        record.warm()
+
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
+        """Render a prompt on the engine path and stream its choices; `Started` comes with the first token.
+
+        Raises:
+            RequestError: The prompt cannot be rendered or run.
+            EngineStartingError: The engine is not up, nothing was submitted.
+            EngineDeadError: The engine died; what was streamed is valid.
+        """
+        await self._check_engine()
+        with self.record.request("generate"):
+            clock = Clock()
+            prompts = await self._prompts(call)
+            clock.lap("render")
+            try:
+                texts = [self._text(call, choice, prompts[0]) for choice in call.choices]
+                async with aclosing(self._deltas(call, prompts, texts)) as new:
+                    async for delta in new:
+                        if "first_token" not in clock.seconds:
+                            clock.lap("first_token")
+                            served = Served(self.record.tier, self.record.replica, clock.seconds)
+                            yield Started(served, len(prompts[0].token_ids), max(text.cached_tokens for text in texts))
+                        yield delta
+            finally:
+                for prompt in prompts:
+                    _release(prompt)
+
+    async def report(self) -> ReplicaReport:
+        """This replica's record, its caches' and its engine's statistics."""
+        return self.record.report(self.renderer.max_model_len, self.caches, await self.engine.stats())
+
+    async def clear_mm_cache(self) -> None:
+        """Empty the processors' caches, and with them what the engine holds."""
+        await super().clear_mm_cache()
+        await self.engine.reset_cache()
+
+    async def check_health(self) -> None:
+        """Fail once the engine has been down for longer than it may take to restart.
+
+        Raises:
+            EngineDeadError: It has.
+        """
+        try:
+            await self.engine.health()
+            self._down_since = None
+        except EngineDeadError:
+            self._down_since = self._down_since or time.monotonic()
+            if time.monotonic() - self._down_since > self._restart_s:
+                raise
+
+    async def _check_engine(self) -> None:
+        try:
+            await self.engine.health()
+        except EngineDeadError as error:
+            raise EngineStartingError(error.message) from error
+
+    async def _render(self, call: GenerateCall) -> RenderedPrompt:
+        """The one prompt of a call, its items pinned; whoever gets it closes its lease."""
+        prompt: RenderedPrompt = await self.renderer.request_pool.run(
+            lambda: rendered(self.renderer, call.request, call.skip_mm_cache)[0], discard=_release
+        )
+        return prompt
+
+    async def _prompts(self, call: GenerateCall) -> list[RenderedPrompt]:
+        """The prompt once for each choice, every one with pins of its own for its engine stream to release."""
+        prompt = await self._render(call)
+        return [prompt, *(_pinned_again(prompt) for _ in call.choices[1:])]
+
+    async def _deltas(
+        self, call: GenerateCall, prompts: Sequence[RenderedPrompt], texts: Sequence[ChoiceText]
+    ) -> AsyncGenerator[Delta]:
+        """The deltas of all choices as they come."""
+        defaults, length = self.renderer.generation_defaults, len(prompts[0].token_ids)
+        params = resolve(call.sampling, defaults, length, self.renderer.max_model_len)
+        streams = [
+            deltas(self._outputs(call, choice, prompt, params), text, call.every)
+            for choice, prompt, text in zip(call.choices, prompts, texts, strict=True)
+        ]
+        async with aclosing(merge(streams)) as merged:
+            async for delta in merged:
+                yield delta
+
+    def _text(self, call: GenerateCall, choice: Choice, prompt: RenderedPrompt) -> ChoiceText:
+        sampling = call.sampling
+        detokenizer = self.renderer.detokenizer(
+            prompt.token_ids,
+            stop=sampling.stop,
+            skip_special_tokens=sampling.skip_special_tokens,
+            include_stop_str_in_output=sampling.include_stop_str_in_output,
+            min_tokens=sampling.min_tokens,
+        )
+        return ChoiceText(choice, sampling, detokenizer, lambda token_id: self.renderer.detokenize((token_id,)))
+
+    async def _outputs(
+        self, call: GenerateCall, choice: Choice, prompt: RenderedPrompt, params: SamplingParams
+    ) -> AsyncGenerator[EngineOutput]:
+        """One choice's outputs.
+
+        An engine that restarted after the prompt was rendered lacks the items that came without tensors: nothing has
+        been generated then, and the prompt is rendered once more.
+        """
+        request_id = f"{call.request_id}-{choice.index}"
+        own = choice_params(params, choice.index % call.sampling.n)
+        for rendered_again in (False, True):
+            try:
+                async with aclosing(self._generate(prompt, own, request_id, choice.prior_output_ids)) as outputs:
+                    async for output in outputs:
+                        yield output
+                return
+            except CacheMissError:
+                if rendered_again:
+                    raise
+                prompt = await self._render(call)
+
+    def _generate(
+        self, prompt: RenderedPrompt, params: SamplingParams, request_id: str, prior: tuple[int, ...]
+    ) -> AsyncGenerator[EngineOutput]:
+        outputs = self.engine.generate(prompt, params, request_id=request_id, prior_output_ids=prior)
+        return cast(AsyncGenerator[EngineOutput], outputs)
+
+
+def _pinned_again(prompt: RenderedPrompt) -> RenderedPrompt:
+    """The same prompt with pins of its own."""
+    if prompt.lease is None:
+        return prompt
+    lease = prompt.lease.cache.lease()
+    for key in prompt.lease.keys:
+        prompt.lease.cache.look_up(key, lease)
+    return replace(prompt, lease=lease)
+
+
+def _release(prompt: RenderedPrompt) -> None:
+    if prompt.lease is not None:
+        prompt.lease.close()

@@ -1,0 +1,132 @@
+"""What the death of a replica means for a request: pure work is done again, a generation goes on elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TypeVar
+
+from ray.exceptions import RayActorError
+
+from deployments.calls import Event, GenerateCall, Started
+from renderer.errors import EngineDeadError, EngineError, EngineStartingError
+
+logger = logging.getLogger("ray.serve.greenroom")
+
+T = TypeVar("T")
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+# A request that engines die under is more likely their cause than their victim.
+MAX_DEATHS = 3
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the replica, or the engine in it, is gone: the request may be served elsewhere."""
+    return isinstance(error, (RayActorError, EngineDeadError))
+
+
+async def retried(work: Callable[[], Awaitable[T]], attempts: int) -> T:
+    """The result of pure work, tried again where a replica dies over it."""
+    for attempt in range(1, attempts):
+        try:
+            return await work()
+        except Exception as error:
+            if not is_lost(error):
+                raise
+            logger.warning("a replica was lost in attempt %d of %d; trying another", attempt, attempts)
+    return await work()
+
+
+class Progress:
+    """What has arrived of a generation. The last event before a death may be lost, so only what arrived counts."""
+
+    def __init__(self, call: GenerateCall) -> None:
+        self._call = call
+        self._output_ids = {choice.index: list(choice.prior_output_ids) for choice in call.choices}
+        self._finished: set[int] = set()
+        self.started: Started | None = None
+
+    def is_finished(self) -> bool:
+        return len(self._finished) == len(self._output_ids)
+
+    def note(self, event: Event) -> bool:
+        """Count an event; return whether the client has yet to see it."""
+        if isinstance(event, Started):
+            first = self.started is None
+            self.started = self.started or event
+            return first
+        self._output_ids[event.index].extend(event.token_ids)
+        if event.finish_reason is not None:
+            self._finished.add(event.index)
+        return True
+
+    def remaining(self) -> GenerateCall:
+        """The call for another replica: the choices that are not finished, with the tokens that they have."""
+        choices = tuple(
+            replace(choice, prior_output_ids=tuple(self._output_ids[choice.index]))
+            for choice in self._call.choices
+            if choice.index not in self._finished
+        )
+        return replace(self._call, choices=choices)
+
+
+async def continued(
+    call: GenerateCall, open_stream: Callable[[GenerateCall], AsyncGenerator[Event]], patience_s: float
+) -> AsyncGenerator[Event]:
+    """The events of a generation, however many replicas it takes; no token comes twice.
+
+    Args:
+        open_stream: Starts the call on a replica that is alive.
+        patience_s: How long to try without a token.
+
+    Raises:
+        EngineDeadError: No replica was found in that time.
+        EngineError: Too many died under this request.
+    """
+    progress = Progress(call)
+    patience = _Patience(patience_s, call.request_id)
+    while not progress.is_finished():
+        try:
+            async with aclosing(open_stream(progress.remaining())) as events:
+                async for event in events:
+                    patience.renew()
+                    if progress.note(event):
+                        yield event
+            if not progress.is_finished():
+                raise EngineDeadError("the stream ended before its last token")
+        except Exception as error:
+            if not is_lost(error):
+                raise
+            if not progress.is_finished():
+                await patience.wait(error)
+
+
+class _Patience:
+    """How long and how often to try again; progress renews it."""
+
+    def __init__(self, seconds: float, request_id: str) -> None:
+        self._seconds = seconds
+        self._request_id = request_id
+        self.renew()
+
+    def renew(self) -> None:
+        self._since, self._pause, self._deaths = time.monotonic(), FIRST_PAUSE_S, 0
+
+    async def wait(self, error: Exception) -> None:
+        """Pause before the next attempt, longer each time.
+
+        Raises:
+            EngineDeadError, EngineError: There should be none.
+        """
+        self._deaths += not isinstance(error, EngineStartingError)
+        if self._deaths >= MAX_DEATHS:
+            raise EngineError(f"{self._deaths} engines died under this request") from error
+        if time.monotonic() - self._since > self._seconds:
+            raise EngineDeadError("no engine replica could go on with this request; try again") from error
+        logger.warning("request %s: %s; going on elsewhere", self._request_id, type(error).__name__)
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_S)

@@ -1,0 +1,269 @@
+"""The operations, written once: bodies in, answers out; where their work is done is the backend's."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from deployments.answers import (
+    ChatChunk,
+    ChatCompletion,
+    DetokenizeAnswer,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    TokenizeAnswer,
+)
+from deployments.backends import Backend
+from deployments.calls import (
+    Choice,
+    Envelope,
+    Event,
+    GenerateCall,
+    RenderCall,
+    Rendering,
+    Reply,
+    SamplingRequest,
+    TokenizeCall,
+)
+from deployments.completions import ChatForm, Head, TextForm, begun, whole
+from deployments.config import GreenroomConfig
+from deployments.generation import merge
+from deployments.schemas import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    RenderChatBody,
+    StreamOptions,
+    TokenizeChatBody,
+    parse,
+    parse_tokenize,
+)
+from deployments.tier import Decision, Operation, Tiers, choose_tier
+from renderer.conversation import ChatRequest, CompletionRequest
+from renderer.errors import ModelNotFoundError, RequestError, UnsupportedFieldError
+from renderer.prompt import RenderedPrompt
+
+T = TypeVar("T")
+BodyT = TypeVar("BodyT", bound=RenderChatBody | CompletionBody)
+RequestT = TypeVar("RequestT", bound=Rendering)
+Data = bytes | Mapping[str, Any] | BaseModel
+
+# Parsing more than this holds the event loop for longer than a thread costs.
+INLINE_BYTES = 64 * 1024
+MAX_CHOICES = 128
+MAX_REQUEST_ID_CHARS = 128
+# An unary answer is sent in pieces too: what has arrived when a replica dies need not be generated again.
+UNARY_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Understood(Generic[BodyT, RequestT]):
+    """A body that has been parsed, and what it asks of a renderer and of an engine."""
+
+    body: BodyT
+    request: RequestT
+    sampling: SamplingRequest
+    request_id: str
+
+
+ChatAsked = Understood[RenderChatBody, ChatRequest]
+TextAsked = Understood[CompletionBody, CompletionRequest]
+
+
+class Front:
+    """One application's operations. `request_id` is the client's or Serve's id of a request, for ids and logs."""
+
+    def __init__(self, config: GreenroomConfig, backend: Backend) -> None:
+        self.config = config
+        self.backend = backend
+        self._tiers = Tiers(
+            render=config.render is not None,
+            engine=None if config.engine is None else config.engine.engine.backend,
+        )
+        self._max_model_len: int | None = config.max_model_len
+        self._created = int(time.time())
+
+    async def understand_chat(self, data: Data, request_id: str | None = None) -> ChatAsked:
+        """Parse a chat body, off the event loop where it is large.
+
+        Raises:
+            RequestError: It cannot be served as it is.
+        """
+
+        def work() -> ChatAsked:
+            body = parse(RenderChatBody, data)
+            self._check_model(body.model)
+            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body))
+
+        return await _off_loop(data, work)
+
+    async def understand_completion(self, data: Data, request_id: str | None = None) -> TextAsked:
+        """See `understand_chat`."""
+
+        def work() -> TextAsked:
+            body = parse(CompletionBody, data)
+            self._check_model(body.model)
+            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body))
+
+        return await _off_loop(data, work)
+
+    async def chat(self, asked: ChatAsked) -> Reply[ChatCompletion]:
+        return await whole(self._chat_events(asked, UNARY_TOKENS), self._chat_form(asked))
+
+    async def chat_stream(self, asked: ChatAsked) -> Reply[AsyncGenerator[ChatChunk]]:
+        """The chunks, once the first token is there."""
+        usage = _usage_options(asked.body.stream_options)
+        return await begun(self._chat_events(asked, 1), self._chat_form(asked), **usage)
+
+    async def completion(self, asked: TextAsked) -> Reply[TextCompletion]:
+        return await whole(self._text_events(asked, UNARY_TOKENS), self._text_form(asked))
+
+    async def completion_stream(self, asked: TextAsked) -> Reply[AsyncGenerator[TextCompletion]]:
+        """The chunks, once the first token is there."""
+        usage = _usage_options(asked.body.stream_options)
+        return await begun(self._text_events(asked, 1), self._text_form(asked), **usage)
+
+    async def render_chat(self, asked: ChatAsked) -> Reply[RenderedPrompt]:
+        """The rendered prompt, with tensors unless the body says `mm_payload: none`."""
+        decision, call = self._render_call(Operation.RENDER_CHAT, asked, asked.body.tensors)
+        reply = await self.backend.render(decision.tier, call)
+        return Reply(reply.value[0], reply.served)
+
+    async def layout(self, asked: ChatAsked) -> Reply[RenderedPrompt]:
+        """The rendered prompt without tensors: no pixel is touched."""
+        decision, call = self._render_call(Operation.LAYOUT, asked, tensors=False)
+        reply = await self.backend.render(decision.tier, call)
+        return Reply(reply.value[0], reply.served)
+
+    async def render_completion(self, asked: TextAsked) -> Reply[tuple[RenderedPrompt, ...]]:
+        """One rendered prompt for each prompt."""
+        decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
+        return await self.backend.render(decision.tier, call)
+
+    async def render_chat_json(self, asked: ChatAsked) -> Reply[bytes]:
+        """The HTTP answer, written where the tensors are made."""
+        operation = Operation.RENDER_CHAT if asked.body.tensors else Operation.LAYOUT
+        decision, call = self._render_call(operation, asked, asked.body.tensors)
+        return await self.backend.render_json(decision.tier, call)
+
+    async def render_completion_json(self, asked: TextAsked) -> Reply[bytes]:
+        """See `render_chat_json`."""
+        decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
+        return await self.backend.render_json(decision.tier, call)
+
+    async def tokenize(self, data: Data) -> Reply[TokenizeAnswer]:
+        body = await _off_loop(data, lambda: parse_tokenize(data))
+        self._check_model(body.model)
+        request: str | ChatRequest = await _off_loop(data, body.request)
+        special = isinstance(body, TokenizeChatBody) or body.add_special_tokens
+        call = TokenizeCall(request, special, body.return_token_strs)
+        reply = await self.backend.tokenize(choose_tier(Operation.TOKENIZE, self._tiers).tier, call)
+        ids = reply.value.token_ids
+        answer = TokenizeAnswer(len(ids), reply.value.max_model_len, ids, reply.value.token_strs)
+        return Reply(answer, reply.served)
+
+    async def detokenize(self, data: Data) -> Reply[DetokenizeAnswer]:
+        body = await _off_loop(data, lambda: parse(DetokenizeBody, data))
+        self._check_model(body.model)
+        tier = choose_tier(Operation.DETOKENIZE, self._tiers).tier
+        reply = await self.backend.detokenize(tier, tuple(body.tokens))
+        return Reply(DetokenizeAnswer(reply.value), reply.served)
+
+    async def models(self) -> ModelList:
+        """The names that requests may use. `max_model_len` is what the replicas say, null while none runs."""
+        if self._max_model_len is None:
+            reports = [report for tier in (await self.backend.reports()).values() for report in tier]
+            self._max_model_len = next((report.max_model_len for report in reports), None)
+        root, length = self.config.model, self._max_model_len
+        cards = (ModelCard(name, self._created, root, length) for name in self.config.served_model_names)
+        return ModelList(tuple(cards))
+
+    async def clear_mm_cache(self) -> None:
+        """Empty the media caches of all running replicas."""
+        await self.backend.clear_mm_cache()
+
+    def _check_model(self, name: str | None) -> None:
+        if name and name not in self.config.served_model_names:
+            served = ", ".join(self.config.served_model_names)
+            raise ModelNotFoundError(f"the model {name[:256]!r} is not served here; served: {served}", "model")
+
+    def _model(self, name: str | None) -> str:
+        return name or self.config.served_model_names[0]
+
+    def _chat_form(self, asked: ChatAsked) -> ChatForm:
+        return ChatForm(Head(f"chatcmpl-{asked.request_id}", self._model(asked.body.model)))
+
+    def _text_form(self, asked: TextAsked) -> TextForm:
+        return TextForm(Head(f"cmpl-{asked.request_id}", self._model(asked.body.model)))
+
+    def _chat_events(self, asked: ChatAsked, every: int) -> AsyncGenerator[Event]:
+        _check_chat(asked.body)
+        return self._events(Operation.CHAT_COMPLETIONS, asked, (asked.request,), every)
+
+    def _text_events(self, asked: TextAsked, every: int) -> AsyncGenerator[Event]:
+        prompts = tuple(dataclasses.replace(asked.request, prompts=(prompt,)) for prompt in asked.request.prompts)
+        return self._events(Operation.COMPLETIONS, asked, prompts, every)
+
+    def _events(
+        self, operation: Operation, asked: Understood[Any, Any], prompts: tuple[Rendering, ...], every: int
+    ) -> AsyncGenerator[Event]:
+        """The events of all prompts' choices, numbered prompt by prompt."""
+        skip = choose_tier(operation, self._tiers).skip_mm_cache or False
+        n = asked.sampling.n
+        if n * len(prompts) > MAX_CHOICES:
+            raise RequestError(f"n: at most {MAX_CHOICES} choices a request, got {n * len(prompts)}", "n")
+        calls = [
+            GenerateCall(
+                request=prompt,
+                sampling=asked.sampling,
+                choices=tuple(Choice(place * n + number) for number in range(n)),
+                request_id=uuid.uuid4().hex,
+                skip_mm_cache=skip,
+                every=every,
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+        return merge([self.backend.generate(call) for call in calls])
+
+    def _render_call(
+        self, operation: Operation, asked: Understood[Any, Any], tensors: bool = True
+    ) -> tuple[Decision, RenderCall]:
+        decision = choose_tier(operation, self._tiers)
+        body = asked.body
+        options = None if body.stream_options is None else body.stream_options.model_dump()
+        envelope = Envelope(asked.request_id, body.model, body.stream, options, body.priority)
+        skip = decision.skip_mm_cache or False
+        return decision, RenderCall(asked.request, asked.sampling, envelope, skip, tensors and decision.pixels)
+
+
+def _check_chat(body: ChatBody) -> None:
+    """Refuse what a generated answer would have to follow and this engine's does not."""
+    if body.tools and body.tool_choice != "none":
+        raise UnsupportedFieldError(
+            "tools are rendered, but their calls are not parsed; set tool_choice to none", "tools"
+        )
+
+
+def _usage_options(options: StreamOptions | None) -> dict[str, bool]:
+    if options is None:
+        return {}
+    return {"include_usage": options.include_usage, "continuous_usage": options.continuous_usage_stats}
+
+
+def _request_id(given: str | None, body: ChatBody | CompletionBody) -> str:
+    return (given or body.request_id or uuid.uuid4().hex)[:MAX_REQUEST_ID_CHARS]
+
+
+async def _off_loop(data: Data, work: Callable[[], T]) -> T:
+    """The result of `work` on a body: in a thread where that is large, or of unknown size."""
+    if isinstance(data, bytes) and len(data) <= INLINE_BYTES:
+        return work()
+    return await asyncio.to_thread(work)

@@ -1,0 +1,120 @@
+"""What a handle's caller can do, and the HTTP routes that are the same operations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING
+
+from ray import serve
+
+from deployments.answers import (
+    ChatChunk,
+    ChatCompletion,
+    DetokenizeAnswer,
+    ModelList,
+    TextCompletion,
+    TokenizeAnswer,
+)
+from deployments.backends import TierHandle
+from deployments.calls import ReplicaReport
+from deployments.front import Data, Front
+from deployments.records import Record
+from deployments.routes import http_app
+from renderer.prompt import RenderedPrompt
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class Operations:
+    """Base of the ingress deployments.
+
+    Bodies are dicts in OpenAI's form (or pydantic objects, or JSON bytes); answers are the dataclasses of
+    `deployments.answers`, and rendered prompts with their tensors as read-only numpy arrays:
+
+        handle = serve.get_app_handle("greenroom")
+        prompt = await handle.render_chat.remote({"messages": [...]})
+        async for chunk in handle.options(stream=True).chat_completions_stream.remote({"messages": [...]}): ...
+
+    Errors are those of `renderer.errors`; by reference Ray wraps them in a class that is also theirs.
+    """
+
+    def __init__(self, front: Front, record: Record) -> None:
+        self.front = front
+        self.record = record
+        self._peers: TierHandle | None = None
+
+    async def chat_completions(self, body: Data) -> ChatCompletion:
+        with self.record.request("chat_completions"):
+            return (await self.front.chat(await self.front.understand_chat(body))).value
+
+    async def chat_completions_stream(self, body: Data) -> AsyncGenerator[ChatChunk]:
+        """Chunks as they come; `stream` in the body has no part in it."""
+        with self.record.request("chat_completions"):
+            reply = await self.front.chat_stream(await self.front.understand_chat(body))
+            async for chunk in reply.value:
+                yield chunk
+
+    async def completions(self, body: Data) -> TextCompletion:
+        with self.record.request("completions"):
+            return (await self.front.completion(await self.front.understand_completion(body))).value
+
+    async def completions_stream(self, body: Data) -> AsyncGenerator[TextCompletion]:
+        """See `chat_completions_stream`."""
+        with self.record.request("completions"):
+            reply = await self.front.completion_stream(await self.front.understand_completion(body))
+            async for chunk in reply.value:
+                yield chunk
+
+    async def render_chat(self, body: Data) -> RenderedPrompt:
+        """The prompt that an engine would get of a chat body, tensors included unless `mm_payload` is `none`."""
+        with self.record.request("render_chat"):
+            return (await self.front.render_chat(await self.front.understand_chat(body))).value
+
+    async def render_completion(self, body: Data) -> tuple[RenderedPrompt, ...]:
+        """One prompt for each prompt of a completion body."""
+        with self.record.request("render_completion"):
+            return (await self.front.render_completion(await self.front.understand_completion(body))).value
+
+    async def layout(self, body: Data) -> RenderedPrompt:
+        """The prompt of a chat body without tensors: tokens, ranges and hashes, and no pixel decoded."""
+        with self.record.request("layout"):
+            return (await self.front.layout(await self.front.understand_chat(body))).value
+
+    async def tokenize(self, body: Data) -> TokenizeAnswer:
+        """Token ids of `prompt`, or of `messages` with their images' placeholders expanded."""
+        with self.record.request("tokenize"):
+            return (await self.front.tokenize(body)).value
+
+    async def detokenize(self, body: Data) -> DetokenizeAnswer:
+        """The text of `tokens`."""
+        with self.record.request("detokenize"):
+            return (await self.front.detokenize(body)).value
+
+    async def models(self) -> ModelList:
+        """The names that requests may use."""
+        return await self.front.models()
+
+    async def health(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
+        """The record of every running replica, by tier; this ingress among them."""
+        if self._peers is None:
+            context = serve.get_replica_context()
+            self._peers = TierHandle(serve.get_deployment_handle(context.deployment, context.app_name))
+        tiers, peers = await asyncio.gather(self.front.backend.reports(), self._peers.broadcast("report"))
+        return {str(self.record.tier): peers, **tiers}
+
+    async def clear_mm_cache(self) -> None:
+        """Empty the media caches of all running replicas."""
+        await self.front.clear_mm_cache()
+
+    async def report(self) -> ReplicaReport:
+        """This replica's own record."""
+        return self.record.report()
+
+    async def check_health(self) -> None:
+        """That it answers is the check."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the constructor is through."""
+        return http_app(self)

@@ -1,0 +1,121 @@
+"""The answer to a render-only request over HTTP: everything that `generate` takes, as JSON bytes, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import pybase64
+
+from deployments.calls import Envelope, RenderCall, SamplingRequest
+from engine.protocol import SamplingParams
+from renderer.conversation import CompletionRequest
+from renderer.family import Field
+from renderer.prompt import PromptItem, RenderedPrompt
+from renderer.wire import encode_item, encode_metadata
+
+OUTPUT_DELTA, OUTPUT_FINAL = 1, 2
+
+
+def render_answer(
+    call: RenderCall,
+    prompts: Sequence[RenderedPrompt],
+    params: Sequence[SamplingParams],
+    fields: Mapping[str, Field],
+) -> bytes:
+    """One generate request for a chat or for token ids, a list of them for completions.
+
+    Args:
+        params: What an engine would be told, one for each prompt.
+        fields: How an engine joins the tensors of a batch, by tensor name.
+    """
+    envelope, sampling = call.envelope, call.sampling
+    if not isinstance(call.request, CompletionRequest):
+        request_id = f"chatcmpl-{envelope.request_id}"
+        return orjson.dumps(_generate_request(request_id, envelope, sampling, prompts[0], params[0], fields))
+    ids = completion_ids(envelope.request_id, len(prompts))
+    requests = [
+        _generate_request(request_id, envelope, sampling, prompt, own, fields)
+        for request_id, prompt, own in zip(ids, prompts, params, strict=True)
+    ]
+    return orjson.dumps(requests)
+
+
+def completion_ids(request_id: str, count: int) -> list[str]:
+    """Ids of a completion's prompts, numbered where there are several."""
+    if count == 1:
+        return [f"cmpl-{request_id}"]
+    return [f"cmpl-{request_id}-{number}" for number in range(count)]
+
+
+def _generate_request(
+    request_id: str,
+    envelope: Envelope,
+    sampling: SamplingRequest,
+    prompt: RenderedPrompt,
+    params: SamplingParams,
+    fields: Mapping[str, Field],
+) -> dict[str, Any]:
+    return {
+        "request_id": request_id,
+        "token_ids": prompt.token_ids,
+        "token_offsets": None,
+        "features": _features(prompt.items, fields) if prompt.items else None,
+        "content_parts": None,
+        "sampling_params": _sampling_params(sampling, params, envelope.stream),
+        "model": envelope.model,
+        "reasoning_ended": None,
+        "reasoning_parser_kwargs": None,
+        "return_token_ids": None,
+        "output_mode": "tokens",
+        "stream": envelope.stream,
+        "stream_options": envelope.stream_options,
+        "cache_salt": prompt.cache_salt,
+        "priority": envelope.priority,
+        "kv_transfer_params": None,
+        "ec_transfer_params": None,
+    }
+
+
+def _features(items: Sequence[PromptItem], fields: Mapping[str, Field]) -> dict[str, Any]:
+    """Hashes, ranges and tensors by modality; tensors and metadata null in a layout."""
+    places = [{"offset": item.range.offset, "length": item.range.length} for item in items]
+    tensors = [item.tensors for item in items if item.tensors is not None]
+    data = [_base64(encode_item(own, fields)) for own in tensors]
+    metadata = [_base64(encoded) for own in tensors if (encoded := encode_metadata(own, fields)) is not None]
+    return {
+        "mm_hashes": {"image": [item.mm_hash for item in items]},
+        "mm_placeholders": {"image": places},
+        "kwargs_data": {"image": data} if data else None,
+        "mm_metadata": {"image": metadata} if metadata else None,
+    }
+
+
+def _base64(data: bytes) -> orjson.Fragment:
+    """A JSON string of base64, which needs neither decoding nor escaping."""
+    return orjson.Fragment(b'"' + pybase64.b64encode(data) + b'"')
+
+
+def _sampling_params(sampling: SamplingRequest, params: SamplingParams, stream: bool) -> dict[str, Any]:
+    """What an engine is told, in the words of the wire protocol; `max_tokens` always, whatever its value."""
+    return {
+        "n": sampling.n,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "repetition_penalty": params.repetition_penalty,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "seed": params.seed,
+        "stop": sampling.stop,
+        "stop_token_ids": params.stop_token_ids,
+        "ignore_eos": params.ignore_eos,
+        "max_tokens": params.max_tokens,
+        "min_tokens": params.min_tokens,
+        "logprobs": params.logprobs,
+        "skip_special_tokens": sampling.skip_special_tokens,
+        "include_stop_str_in_output": sampling.include_stop_str_in_output,
+        "output_kind": OUTPUT_DELTA if stream else OUTPUT_FINAL,
+    }

@@ -1,0 +1,48 @@
+"""The render tier: warm processors, no engine, no model weights."""
+
+from __future__ import annotations
+
+from deployments.backends import LocalBackend
+from deployments.calls import ReplicaReport
+from deployments.config import GreenroomConfig, RenderTierConfig
+from deployments.front import Front
+from deployments.operations import Operations
+from deployments.records import Record
+from deployments.rendering import RenderOnly, warm_renderer
+from renderer.errors import ConfigError
+
+
+class RenderReplica(RenderOnly):
+    """One render replica. It is warm before anybody can reach it: Serve waits for the constructor.
+
+    Raises:
+        WarmupError: A warm-up step failed. Serve shows the reason in the deployment's status.
+    """
+
+    async def __init__(self, config: RenderTierConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        record = Record("render")
+        super().__init__(await warm_renderer(config.renderer, record), record)
+        record.warm()
+
+    async def report(self) -> ReplicaReport:
+        """This replica's record and its caches' statistics."""
+        return self.record.report(self.renderer.max_model_len, self.caches)
+
+    async def check_health(self) -> None:
+        """Nothing here can fail without the process: that it answers is the check."""
+
+
+class RenderIngress(Operations):
+    """A render replica as its own HTTP edge: the render-only routes without a hop."""
+
+    async def __init__(self, config: GreenroomConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        if config.render is None:
+            raise ConfigError("an application that only renders needs a render tier")
+        record = Record("render")
+        self.replica = RenderOnly(await warm_renderer(config.render.renderer, record), record)
+        super().__init__(Front(config, LocalBackend(self.replica)), record)
+        record.warm()
+
+    async def report(self) -> ReplicaReport:
+        """This replica's record and its caches' statistics."""
+        return self.record.report(self.replica.renderer.max_model_len, self.replica.caches)

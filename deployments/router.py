@@ -1,0 +1,31 @@
+"""The router: every route and every handle method, and the choice of the tier that serves it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from deployments.backends import HandleBackend
+from deployments.config import GreenroomConfig
+from deployments.front import Front
+from deployments.operations import Operations
+from deployments.records import Record
+from deployments.tier import Tier
+
+
+class Router(Operations):
+    """The ingress of the whole application.
+
+    Args:
+        render, engine: Handles of the tiers' deployments; None where the configuration has none.
+    """
+
+    async def __init__(self, config: GreenroomConfig, render: Any = None, engine: Any = None) -> None:  # type: ignore[misc]  # Serve awaits it
+        record = Record("router")
+        handles = {Tier.RENDER: render, Tier.ENGINE: engine}
+        backend = HandleBackend({tier: handle for tier, handle in handles.items() if handle is not None}, config.router)
+        begun = time.perf_counter()
+        await backend.warm()
+        record.add_steps({"tiers": time.perf_counter() - begun})
+        super().__init__(Front(config, backend), record)
+        record.warm()

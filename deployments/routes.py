@@ -1,0 +1,189 @@
+"""The HTTP routes: reading a body, choosing plain or streamed, writing headers. What they do is in `front.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+
+from deployments.calls import ReplicaReport, Reply, Served
+from deployments.error_response import add_error_handlers, error_event
+from renderer.errors import RequestError, SchemaError
+
+if TYPE_CHECKING:
+    from deployments.operations import Operations
+
+JSON = "application/json"
+EVENTS = "text/event-stream; charset=utf-8"
+DONE = b"data: [DONE]\n\n"
+# An answer this large is written in a thread.
+INLINE_IDS = 16 * 1024
+
+
+def http_app(operations: Operations) -> FastAPI:
+    """The application of one ingress replica."""
+    app = FastAPI(title="Greenroom", docs_url=None, redoc_url=None)
+    app.include_router(generation_routes(operations))
+    app.include_router(render_routes(operations))
+    app.include_router(information_routes(operations))
+    add_error_handlers(app)
+    return app
+
+
+def generation_routes(operations: Operations) -> APIRouter:
+    """Requests that an engine runs."""
+    router, front = APIRouter(), operations.front
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        with operations.record.request("chat_completions"):
+            timer = Timer()
+            asked = await front.understand_chat(await _body(request, operations), _id(request))
+            if asked.body.stream:
+                return _stream(await front.chat_stream(asked), timer)
+            return _json(await front.chat(asked), timer)
+
+    @router.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        with operations.record.request("completions"):
+            timer = Timer()
+            asked = await front.understand_completion(await _body(request, operations), _id(request))
+            if asked.body.stream:
+                return _stream(await front.completion_stream(asked), timer)
+            return _json(await front.completion(asked), timer)
+
+    return router
+
+
+def render_routes(operations: Operations) -> APIRouter:
+    """Requests that are only rendered, or less."""
+    router, front = APIRouter(), operations.front
+
+    @router.post("/v1/chat/completions/render")
+    async def render_chat(request: Request) -> Response:
+        with operations.record.request("render_chat"):
+            timer = Timer()
+            asked = await front.understand_chat(await _body(request, operations), _id(request))
+            return _bytes(await front.render_chat_json(asked), timer)
+
+    @router.post("/v1/completions/render")
+    async def render_completion(request: Request) -> Response:
+        with operations.record.request("render_completion"):
+            timer = Timer()
+            asked = await front.understand_completion(await _body(request, operations), _id(request))
+            return _bytes(await front.render_completion_json(asked), timer)
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        with operations.record.request("tokenize"):
+            timer = Timer()
+            return _json(await front.tokenize(await _body(request, operations)), timer)
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        with operations.record.request("detokenize"):
+            timer = Timer()
+            return _json(await front.detokenize(await _body(request, operations)), timer)
+
+    return router
+
+
+def information_routes(operations: Operations) -> APIRouter:
+    """What is served, and by whom."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        return Response(orjson.dumps(await operations.models()), media_type=JSON)
+
+    @router.get("/health")
+    async def health() -> Response:
+        tiers = await operations.health()
+        well = serves(operations, tiers)
+        body = {"status": "ok" if well else "unavailable", "tiers": tiers}
+        return Response(orjson.dumps(body), 200 if well else 503, media_type=JSON)
+
+    @router.post("/v1/clear_mm_cache")
+    async def clear_mm_cache() -> Response:
+        await operations.clear_mm_cache()
+        return Response(orjson.dumps({"status": "ok"}), media_type=JSON)
+
+    return router
+
+
+def serves(operations: Operations, tiers: Mapping[str, tuple[ReplicaReport, ...]]) -> bool:
+    """Whether every operation of this application has a replica; engine replicas can stand in for the render tier."""
+    config = operations.front.config
+    engine = bool(tiers.get("engine"))
+    return engine if config.engine is not None and "engine" in tiers else engine or bool(tiers.get("render"))
+
+
+class Timer:
+    """Milliseconds since a request's first byte was read, for `Server-Timing`."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def headers(self, served: Served) -> dict[str, str]:
+        stages = {**served.seconds, "total": time.perf_counter() - self._begun}
+        timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
+        return {
+            "X-Greenroom-Tier": served.tier,
+            "X-Greenroom-Replica": served.replica,
+            "Server-Timing": timing,
+        }
+
+
+async def _body(request: Request, operations: Operations) -> bytes:
+    """The body of a JSON request, up to the limit.
+
+    Raises:
+        RequestError: It is too large, or not JSON by its content type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise SchemaError(f"the content type must be {JSON}")
+    limit = operations.front.config.router.max_body_bytes
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise RequestError(f"the body has more than {limit} bytes")
+    return b"".join(parts)
+
+
+def _id(request: Request) -> str | None:
+    """The request's id, the client's or Serve's; Serve sends it back."""
+    return request.headers.get("x-request-id")
+
+
+def _json(reply: Reply[Any], timer: Timer) -> Response:
+    return Response(orjson.dumps(reply.value), headers=timer.headers(reply.served), media_type=JSON)
+
+
+def _bytes(reply: Reply[bytes], timer: Timer) -> Response:
+    return Response(reply.value, headers=timer.headers(reply.served), media_type=JSON)
+
+
+def _stream(reply: Reply[AsyncGenerator[Any]], timer: Timer) -> Response:
+    return StreamingResponse(_events(reply.value), headers=timer.headers(reply.served), media_type=EVENTS)
+
+
+async def _events(chunks: AsyncGenerator[Any]) -> AsyncGenerator[bytes]:
+    """Server-sent events; an error ends them, as the last event before the end."""
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        yield error_event(error)
+    yield DONE
