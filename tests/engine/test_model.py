@@ -1,0 +1,113 @@
+"""Greedy tokens equal those of `model.generate` for each request alone, whatever else is in the batch.
+
+Wrong positions, a mask that lets one sequence see another, or embeddings in the wrong rows change no shape and raise
+nothing: the model just answers something else.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from engine.config import EngineConfig
+from engine.families import FAMILIES
+from engine.model import Model
+from engine.worker import Worker
+from renderer.errors import ConfigError
+from renderer.prompt import RenderedPrompt
+from tests.checkpoints import checkpoint
+from tests.engine.builders import GREEDY, Lab, Picture, Rig, Text, engine_config, lab
+
+IMAGE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm")
+TILED = ("llava", "idefics3", "smolvlm")
+LONG = 4096
+
+
+def worker_of(family: str, **changes: object) -> Worker:
+    room = {"max_model_len": LONG, "kv_cache_bytes": 1 << 25} if family in TILED else {}
+    return Worker(engine_config(checkpoint(family), **(room | changes)))
+
+
+def mixed_batch(lab: Lab) -> list[RenderedPrompt]:
+    """Text, one image, two images, repeats, odd sizes, images first and last."""
+    first, second, wide = Picture(1), Picture(2, 84, 56), Picture(3, 168, 40)
+    return [
+        lab.prompt(Text(5)),
+        lab.prompt(Text(40, 1)),
+        lab.prompt(Text(3, 2), first, Text(7, 3)),
+        lab.prompt(Text(3, 2), second, Text(7, 3)),
+        lab.prompt(first, Text(2, 4), second, Text(9, 5)),
+        lab.prompt(second, second, Text(1, 6)),
+        lab.prompt(Text(11, 7), wide),
+        lab.prompt(Text(5)),
+    ]
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+@pytest.mark.parametrize("budget", [2048, 48])
+def test_mixed_batches_answer_as_each_request_alone(family: str, budget: int) -> None:
+    prompts = mixed_batch(lab(family))[: 5 if family in TILED else None]
+    rig = Rig(worker_of(family, max_num_batched_tokens=budget))
+    answers = rig.answers(*prompts)
+    assert answers == [lab(family).alone(prompt, GREEDY.max_tokens) for prompt in prompts]
+    assert len(set(answers)) >= 5  # a model that says the same to everything proves nothing
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_text_models_answer_as_each_request_alone(family: str) -> None:
+    prompts = [lab(family).prompt(Text(3 * count + 1, count)) for count in range(16)]
+    rig = Rig(worker_of(family, max_num_batched_tokens=64))
+    assert rig.answers(*prompts) == [lab(family).alone(prompt, GREEDY.max_tokens) for prompt in prompts]
+
+
+def test_requests_that_join_and_leave_between_steps_answer_as_alone() -> None:
+    prompts = mixed_batch(lab("qwen2_5_vl"))
+    rig = Rig(worker_of("qwen2_5_vl", max_num_batched_tokens=32))
+    lengths = [3 + 2 * index for index in range(len(prompts))]
+    keys = []
+    for prompt, length in zip(prompts, lengths, strict=True):
+        keys.append(rig.submit(prompt, dataclasses.replace(GREEDY, max_tokens=length)))
+        rig.step()
+    rig.run()
+    alone = [lab("qwen2_5_vl").alone(prompt, length) for prompt, length in zip(prompts, lengths, strict=True)]
+    assert [tuple(rig.tokens[key]) for key in keys] == alone
+
+
+def test_raw_pixels_answer_as_normalised_ones() -> None:
+    prompt = lab("qwen2_5_vl").prompt(Text(3), Picture(1), Text(4))
+    raw = as_raw(prompt)
+    rig = Rig(worker_of("qwen2_5_vl"))
+    (answer,) = rig.answers(raw)
+    assert answer == lab("qwen2_5_vl").alone(prompt, GREEDY.max_tokens)
+
+
+def as_raw(prompt: RenderedPrompt) -> RenderedPrompt:
+    """Undo rescaling and normalising, as far as whole numbers go, which is what the pixels were."""
+    processor = lab("qwen2_5_vl").processor
+    items = []
+    for item in prompt.items:
+        assert item.tensors is not None
+        pixels = item.tensors["pixel_values"]
+        by_channel = pixels.reshape(len(pixels), 3, -1)
+        mean, std = (np.array(values)[:, None] for values in (processor.image_mean, processor.image_std))
+        raw = np.rint((by_channel * std + mean) / processor.rescale_factor).astype(np.uint8)
+        tensors = dict(item.tensors) | {"pixel_values": raw.reshape(pixels.shape)}
+        items.append(dataclasses.replace(item, tensors=tensors))
+    return dataclasses.replace(prompt, items=tuple(items))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "internvl", "mistral3", "paligemma", "llava_next"])
+def test_an_unknown_family_is_refused_by_name(family: str) -> None:
+    with pytest.raises(ConfigError, match=family) as refusal:
+        Model(engine_config(checkpoint(family)))
+    assert all(name in str(refusal.value) for name in FAMILIES)
+
+
+def test_a_missing_checkpoint_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="/nowhere"):
+        Model(EngineConfig(model="/nowhere"))
+
+
+def test_a_block_pool_without_room_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="kv_cache_bytes"):
+        Model(engine_config(checkpoint("qwen2"), kv_cache_bytes=10))

@@ -1,0 +1,133 @@
+"""The receiver holds what the sender believes, and each request gets the tensors of its own items.
+
+Random submissions, with look-ups that are submitted late, out of order or never, against the sender cache itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from engine.receiver import ReceiverCache
+from renderer.caches import SenderCache, Submission, SubmittedItem
+from renderer.errors import CacheMissError, EngineError
+from renderer.prompt import PlaceholderRange, PromptItem, Tensors
+
+ITEMS = 8
+UNIT = 100
+
+
+def tensors_of(index: int) -> Tensors:
+    """Some items are larger than others."""
+    return {"pixel_values": np.full(UNIT * (1 + index % 3), index, dtype=np.uint8)}
+
+
+def item_of(index: int, held: bool) -> PromptItem:
+    key = f"item-{index}"
+    return PromptItem(key, key, PlaceholderRange(0, 1), None if held else tensors_of(index))
+
+
+class SenderAndReceiver(RuleBasedStateMachine):
+    """A budget of one to three items; prompts are rendered, then submitted, cancelled, or finished, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sender = SenderCache(3 * UNIT)
+        self.receiver = ReceiverCache()
+        self.rendered: list[tuple[list[PromptItem], object]] = []
+        self.running: list[object] = []
+        self.sent = 0
+
+    @rule(indices=st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=3))
+    def render(self, indices: list[int]) -> None:
+        lease = self.sender.lease()
+        items = [item_of(index, self.sender.look_up(f"item-{index}", lease) is not None) for index in indices]
+        self.rendered.append((items, lease))
+
+    @precondition(lambda self: self.rendered)
+    @rule(data=st.data())
+    def submit(self, data: st.DataObject) -> None:
+        items, lease = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
+        self.running.append(lease)
+        try:
+            submission = self.sender.commit(items)
+        except CacheMissError:
+            # Looked up before a restart: rendered again with tensors.
+            items = [item_of(int(item.cache_key[5:]), held=False) for item in items]
+            submission = self.sender.commit(items)
+        got = self.receiver.obey(submission)
+        self.sent += sum(item.tensors is not None for item in submission.items)
+        for item, tensors in zip(items, got, strict=True):
+            assert np.array_equal(tensors["pixel_values"], tensors_of(int(item.cache_key[5:]))["pixel_values"])
+
+    @precondition(lambda self: self.rendered)
+    @rule(data=st.data())
+    def cancel_before_submission(self, data: st.DataObject) -> None:
+        _, lease = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
+        lease.close()  # type: ignore[attr-defined]
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        lease = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        lease.close()  # type: ignore[attr-defined]
+
+    @rule()
+    def restart(self) -> None:
+        self.sender.reset()
+        self.receiver = ReceiverCache()
+
+    @rule()
+    def reset_cache(self) -> None:
+        self.sender.clear_cache()
+        self.sent = 0
+        for key in self.sender.commit(()).drop:
+            self.receiver.drop(key)
+
+    @invariant()
+    def the_receiver_holds_what_the_sender_believes(self) -> None:
+        assert set(self.sender.keys()) <= self.receiver.keys()
+        pending = self.receiver.keys() - set(self.sender.keys())
+        assert pending <= set(self.sender._pending_drops)
+        assert self.receiver.bytes <= 3 * UNIT + sum(tensors_of(int(key[5:]))["pixel_values"].nbytes for key in pending)
+        assert self.sender.stats.bytes <= 3 * UNIT
+        assert self.sender.stats.misses == self.sent
+
+
+TestSenderAndReceiver = SenderAndReceiver.TestCase
+TestSenderAndReceiver.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_drops_come_before_items() -> None:
+    receiver = ReceiverCache()
+    receiver.obey(Submission((), (SubmittedItem("a", tensors_of(1)),)))
+    receiver.obey(Submission(("a",), (SubmittedItem("a", tensors_of(2)),)))
+    assert receiver.keys() == {"a"}
+    assert receiver.bytes == tensors_of(2)["pixel_values"].nbytes
+
+
+def test_an_item_that_is_not_kept_lives_with_its_request_alone() -> None:
+    receiver = ReceiverCache()
+    items = (SubmittedItem("a", tensors_of(1), keep=False), SubmittedItem("a", None))
+    first, second = receiver.obey(Submission((), items))
+    assert first is second
+    assert len(receiver) == receiver.bytes == 0
+
+
+def test_a_missing_item_is_an_error_of_its_request_and_the_others_are_stored() -> None:
+    receiver = ReceiverCache()
+    with pytest.raises(EngineError, match="absent"):
+        receiver.obey(Submission((), (SubmittedItem("absent", None), SubmittedItem("b", tensors_of(1)))))
+    assert receiver.keys() == {"b"}
+
+
+def test_a_replaced_item_counts_once() -> None:
+    receiver = ReceiverCache()
+    item = SubmittedItem("a", tensors_of(0))
+    receiver.obey(Submission((), (item, dataclasses.replace(item, tensors=tensors_of(1)))))
+    assert receiver.bytes == tensors_of(1)["pixel_values"].nbytes
