@@ -174,11 +174,13 @@ class SenderCache:
         """Pin a key for the lease, held or not; return the item without tensors if the receiver holds it.
 
         Raises:
-            ValueError: Without a lease: an unpinned look-up could be dropped before it is submitted.
+            ValueError: Without an open lease: an unpinned look-up could be dropped before it is submitted.
         """
         if lease is None:
             raise ValueError("a look-up in the sender cache needs a lease")
         with self._lock:
+            if lease.closed:
+                raise ValueError("the lease is closed: what it pins now would stay pinned")
             lease.keys.append(key)
             self._pins[key] += 1
             held = self._held.get(key)
@@ -221,8 +223,11 @@ class SenderCache:
             self._pending_drops.clear()
             self._stats = replace(self._stats, bytes=0)
 
-    def unpin(self, keys: Sequence[str]) -> None:
+    def release(self, lease: Lease) -> None:
+        """Unpin what a lease holds, and close it."""
         with self._lock:
+            lease.closed = True
+            keys, lease.keys = lease.keys, []
             for key in keys:
                 self._pins[key] -= 1
                 if self._pins[key] > 0:
@@ -286,10 +291,10 @@ class Lease:
     def __init__(self, cache: SenderCache) -> None:
         self.cache = cache
         self.keys: list[str] = []
+        self.closed = False
 
     def close(self) -> None:
-        keys, self.keys = self.keys, []
-        self.cache.unpin(keys)
+        self.cache.release(self)
 
     def __enter__(self) -> Lease:
         return self

@@ -31,7 +31,12 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What stands in a prompt for one item until it is expanded: a token, and the text that becomes it."""
+    """What stands in a prompt for one item until it is expanded.
+
+    Attributes:
+        token_id: The token that is replaced.
+        text: What is put before the text of a message, for a template that takes content as one text.
+    """
 
     token_id: int
     text: str

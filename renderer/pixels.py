@@ -59,7 +59,13 @@ def patches(pixels: Pixels, patch: int, merge: int, temporal: int) -> Pixels:
     """
     channels, height, width = pixels.shape
     rows, columns = height // (patch * merge), width // (patch * merge)
-    blocks = pixels.reshape(channels, rows, merge, patch, columns, merge, patch).transpose(1, 4, 2, 5, 0, 3, 6)
-    flat = np.empty((rows, columns, merge, merge, channels, temporal, patch, patch), np.uint8)
-    flat[...] = blocks[:, :, :, :, :, None]
-    return flat.reshape(rows * columns * merge**2, channels * temporal * patch**2)
+    # A patch's row is copied as one element, and a block row at a time, while it is in the processor's cache.
+    patch_row, whole_patch = np.dtype((np.void, patch)), np.dtype((np.void, patch**2))
+    source = np.ascontiguousarray(pixels).view(patch_row).reshape(channels, rows, merge, patch, columns, merge)
+    blocks = source.transpose(1, 4, 2, 5, 0, 3)
+    flat = np.empty((rows, columns, merge, merge, channels, temporal, patch), patch_row)
+    repeats = flat.view(whole_patch)[..., 0]
+    for row in range(rows):
+        flat[row, :, :, :, :, 0] = blocks[row]
+        repeats[row, :, :, :, :, 1:] = repeats[row, :, :, :, :, :1]
+    return flat.view(np.uint8).reshape(rows * columns * merge**2, channels * temporal * patch**2)

@@ -90,11 +90,12 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
         ConfigError: `mm_processor_kwargs` of the configuration holds something unknown.
     """
     processor = checkpoint.image_processor()
-    image_id, video_id = checkpoint.config.image_token_id, checkpoint.config.video_token_id
+    ids = checkpoint.config
+    frame = (ids.vision_start_token_id, ids.image_token_id, ids.vision_end_token_id)
     family = QwenVL(
         name=checkpoint.model_type,
-        placeholder=Placeholder(image_id, checkpoint.tokenizer.pieces([image_id])[0]),
-        reserved_ids=frozenset({video_id}),
+        placeholder=Placeholder(ids.image_token_id, "".join(checkpoint.tokenizer.pieces(frame))),
+        reserved_ids=frozenset({ids.video_token_id}),
         patch=processor.patch_size,
         merge=processor.merge_size,
         temporal=processor.temporal_patch_size,
