@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from demo.scenes import CELL
-from demo.tokenizer import IDS, MODEL_FOLDER, VOCABULARY
+from demo.tokenizer import IDS, VOCABULARY
 
 MIN_PIXELS = 16 * CELL * CELL
 MAX_PIXELS = 256 * CELL * CELL
@@ -109,7 +109,7 @@ def _processor() -> dict[str, object]:
 def main() -> None:
     """Write an untrained checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     save_model(make_model(arguments.seed), arguments.folder)

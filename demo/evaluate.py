@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from demo.chats import chat
+from demo.checkpoint import MAX_PIXELS, MIN_PIXELS
 from demo.conversations import ask_several
 from demo.questions import Question, ask
 from demo.scenes import CELL, MULTI_COUNTS, SINGLE_COUNTS, Scene, draw, make_scene
@@ -86,10 +88,6 @@ def held_out_picture(rng: random.Random, counts: tuple[float, ...] = SINGLE_COUN
 
 def cells_of(width: int, height: int) -> tuple[int, int]:
     """Rows and columns of image tokens of a picture of that size, as the image processor makes them."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    from demo.checkpoint import MAX_PIXELS, MIN_PIXELS
-
     high, wide = smart_resize(height, width, CELL, MIN_PIXELS, MAX_PIXELS)
     return high // CELL, wide // CELL
 

@@ -1,6 +1,6 @@
 """The tokenizer: byte-level BPE with 768 entries, and the chat template.
 
-`python -m demo.tokenizer` trains it and writes it to `demo/model`.
+`python -m demo.tokenizer --out FOLDER` trains it. The weights in `demo/model` know the tokenizer beside them only.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def load_tokenizer(folder: Path = MODEL_FOLDER) -> Tokenizer:
 def main() -> None:
     """Train and write the tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=MODEL_FOLDER)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=3000)
     arguments = parser.parse_args()
     save_tokenizer(train_tokenizer(arguments.scenes), arguments.out)

@@ -23,7 +23,7 @@ from demo.checkpoint import make_model, save_model
 from demo.forward import run
 from demo.muon import Muon
 from demo.scoring import report, score
-from demo.tokenizer import MODEL_FOLDER, load_tokenizer, save_tokenizer
+from demo.tokenizer import load_tokenizer, save_tokenizer
 
 CLASSES = 33  # nothing, or one of 4 shapes x 8 colours
 WARMUP = 200
@@ -95,7 +95,6 @@ class Trainer:
         total = losses["text"]
         if "cells" in losses:
             total = total + 0.5 * (1 - progress) * losses["cells"] + (1 - 0.8 * progress) * losses["place"]
-        self.adam.zero_grad(set_to_none=True)
         for parameter in self.parameters:
             parameter.grad = None
         total.backward()  # type: ignore[no-untyped-call]
@@ -160,7 +159,8 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.entries: list[dict[str, Any]] = []
-        self._file = path.open("w")
+        self._path = path
+        path.write_text("")
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._conversations = 0
@@ -182,15 +182,15 @@ class Log:
         """Write one entry, also to the terminal."""
         self.entries.append(entry)
         line = json.dumps(entry)
-        self._file.write(line + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(line + "\n")
         print(line, flush=True)
 
 
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="folder of the checkpoint and train.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and train.jsonl")
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--seconds", type=float, default=math.inf, help="end the schedule by then at the latest")
     parser.add_argument("--seed", type=int, default=0)
