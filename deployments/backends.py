@@ -91,9 +91,9 @@ class TierHandle:
             )
         return self._variants[key]
 
-    async def call(self, method: str, argument: Any, by_reference: bool) -> Any:
+    async def call(self, method: str, *arguments: Any, by_reference: bool) -> Any:
         with own_errors():
-            return await self.variant(method, by_reference).remote(argument)
+            return await self.variant(method, by_reference).remote(*arguments)
 
     async def stream(self, method: str, argument: Any, by_reference: bool) -> AsyncGenerator[Any]:
         response = self.variant(method, by_reference, stream=True).remote(argument)
@@ -171,7 +171,9 @@ class HandleBackend:
 
     async def _pure(self, tier: Tier, method: str, argument: Any, by_reference: bool) -> Any:
         handle = self._tiers[tier]
-        return await retried(lambda: handle.call(method, argument, by_reference), self._config.render_attempts)
+        return await retried(
+            lambda: handle.call(method, argument, by_reference=by_reference), self._config.render_attempts
+        )
 
 
 class LocalBackend:

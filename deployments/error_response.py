@@ -43,12 +43,12 @@ def error_body(error: GreenroomError) -> dict[str, Any]:
     return _body(str(error), error.type, error.param, error.status)
 
 
-def error_response(error: BaseException) -> Response:
+def error_response(error: BaseException, headers: Mapping[str, str] | None = None) -> Response:
     ours = translate(error)
     if ours is INTERNAL:
         logger.error("request failed", exc_info=error)
-    headers = {"Retry-After": str(ours.retry_after_s)} if isinstance(ours, OverloadedError) else None
-    return _json(error_body(ours), ours.status, headers)
+    retry = {"Retry-After": str(ours.retry_after_s)} if isinstance(ours, OverloadedError) else {}
+    return _json(error_body(ours), ours.status, {**(headers or {}), **retry})
 
 
 def error_event(error: BaseException) -> bytes:
@@ -59,18 +59,24 @@ def error_event(error: BaseException) -> bytes:
     return b"data: " + orjson.dumps(error_body(ours)) + b"\n\n"
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Every error that leaves a route, and every address that is none, in OpenAI's form."""
+def add_error_handlers(app: FastAPI, headers: Mapping[str, str]) -> None:
+    """Every error that leaves a route, and every address that is none, in OpenAI's form.
+
+    Args:
+        headers: Put on each of these answers.
+    """
 
     async def ours(request: Request, error: Exception) -> Response:
-        return error_response(error)
+        return error_response(error, headers)
 
     async def http(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = error.detail if isinstance(error, HTTPException) else INTERNAL.message
-        headers = error.headers if isinstance(error, HTTPException) else None
+        own = (error.headers or {}) if isinstance(error, HTTPException) else {}
         message = f"{request.method} {request.url.path}: {detail}"
-        return _json(_body(message, HTTP_TYPES.get(status, "BadRequestError"), None, status), status, headers)
+        return _json(
+            _body(message, HTTP_TYPES.get(status, "BadRequestError"), None, status), status, {**headers, **own}
+        )
 
     app.add_exception_handler(GreenroomError, ours)
     app.add_exception_handler(RayTaskError, ours)

@@ -259,7 +259,8 @@ def _usage_options(options: StreamOptions | None) -> dict[str, bool]:
 
 
 def _request_id(given: str | None, body: ChatBody | CompletionBody) -> str:
-    return (given or body.request_id or uuid.uuid4().hex)[:MAX_REQUEST_ID_CHARS]
+    """The body's own id first: Serve gives every request one, so a header says nothing of the client's wish."""
+    return (body.request_id or given or uuid.uuid4().hex)[:MAX_REQUEST_ID_CHARS]
 
 
 async def _off_loop(data: Data, work: Callable[[], T]) -> T:

@@ -117,5 +117,12 @@ def _sampling_params(sampling: SamplingRequest, params: SamplingParams, stream: 
         "logprobs": params.logprobs,
         "skip_special_tokens": sampling.skip_special_tokens,
         "include_stop_str_in_output": sampling.include_stop_str_in_output,
+        "structured_outputs": _structured_outputs(params.structured),
         "output_kind": OUTPUT_DELTA if stream else OUTPUT_FINAL,
     }
+
+
+def _structured_outputs(schema: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if schema is None:
+        return None
+    return {"json": schema} if schema else {"json_object": True}

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
-# An answer this large is written in a thread.
-INLINE_IDS = 16 * 1024
 
 
 def http_app(operations: Operations) -> FastAPI:
@@ -32,7 +30,7 @@ def http_app(operations: Operations) -> FastAPI:
     app.include_router(generation_routes(operations))
     app.include_router(render_routes(operations))
     app.include_router(information_routes(operations))
-    add_error_handlers(app)
+    add_error_handlers(app, _headers(Served(operations.record.tier, operations.record.replica)))
     return app
 
 
@@ -97,22 +95,26 @@ def render_routes(operations: Operations) -> APIRouter:
 def information_routes(operations: Operations) -> APIRouter:
     """What is served, and by whom."""
     router = APIRouter()
+    headers = _headers(Served(operations.record.tier, operations.record.replica))
+
+    def answer(body: Any, status: int = 200) -> Response:
+        return Response(orjson.dumps(body), status, headers, JSON)
 
     @router.get("/v1/models")
     async def models() -> Response:
-        return Response(orjson.dumps(await operations.models()), media_type=JSON)
+        return answer(await operations.models())
 
     @router.get("/health")
     async def health() -> Response:
         tiers = await operations.health()
         well = serves(operations, tiers)
         body = {"status": "ok" if well else "unavailable", "tiers": tiers}
-        return Response(orjson.dumps(body), 200 if well else 503, media_type=JSON)
+        return answer(body, 200 if well else 503)
 
     @router.post("/v1/clear_mm_cache")
     async def clear_mm_cache() -> Response:
         await operations.clear_mm_cache()
-        return Response(orjson.dumps({"status": "ok"}), media_type=JSON)
+        return answer({"status": "ok"})
 
     return router
 
@@ -125,19 +127,16 @@ def serves(operations: Operations, tiers: Mapping[str, tuple[ReplicaReport, ...]
 
 
 class Timer:
-    """Milliseconds since a request's first byte was read, for `Server-Timing`."""
+    """Time since a request was taken, for `Server-Timing`."""
 
     def __init__(self) -> None:
         self._begun = time.perf_counter()
 
     def headers(self, served: Served) -> dict[str, str]:
+        """Who served, and the milliseconds of its stages and of the whole request here."""
         stages = {**served.seconds, "total": time.perf_counter() - self._begun}
         timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
-        return {
-            "X-Greenroom-Tier": served.tier,
-            "X-Greenroom-Replica": served.replica,
-            "Server-Timing": timing,
-        }
+        return {**_headers(served), "Server-Timing": timing}
 
 
 async def _body(request: Request, operations: Operations) -> bytes:
@@ -157,6 +156,10 @@ async def _body(request: Request, operations: Operations) -> bytes:
         if size > limit:
             raise RequestError(f"the body has more than {limit} bytes")
     return b"".join(parts)
+
+
+def _headers(served: Served) -> dict[str, str]:
+    return {"X-Greenroom-Tier": served.tier, "X-Greenroom-Replica": served.replica}
 
 
 def _id(request: Request) -> str | None:

@@ -55,7 +55,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "reasoning_effort": (),
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
     "return_prompt_text": (False,),
     "return_token_ids": (False,),
     "return_token_offsets": (False,),
@@ -107,6 +106,40 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
+class JsonSchema(BaseModel):
+    """`strict` and the names have no meaning here: a schema is always followed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    value: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What the output must look like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def structured(self) -> dict[str, Any] | None:
+        """A JSON schema, `{}` for any object, None for free text.
+
+        Raises:
+            SchemaError: `json_schema` is asked for and missing.
+        """
+        if self.type == "json_object":
+            return {}
+        if self.type == "text":
+            return None
+        if self.json_schema is None:
+            raise SchemaError("response_format needs json_schema", "body.response_format.json_schema")
+        return self.json_schema.value
+
+
 class _Generation(Body):
     """What chat and completion bodies have in common."""
 
@@ -126,6 +159,7 @@ class _Generation(Body):
     min_tokens: int = 0
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
@@ -156,6 +190,7 @@ class _Generation(Body):
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
             logprobs=logprobs,
+            structured=None if self.response_format is None else self.response_format.structured(),
             skip_special_tokens=self.skip_special_tokens,
             include_stop_str_in_output=self.include_stop_str_in_output,
             n=self.n,

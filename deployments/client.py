@@ -1,0 +1,111 @@
+"""A typed client of the application's handle, for Python programs on the same Ray cluster.
+
+    client = Client()                                     # of the application named greenroom
+    messages = [user("What colour is the shape?", png)]
+    prompt = await client.render_chat(messages)           # tensors are read-only numpy arrays, not copied
+    answer = await client.chat(messages, temperature=0)
+    async for chunk in client.chat_stream(messages): ...
+
+Errors are the classes of `renderer.errors`. Options are the fields of the OpenAI bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+import pybase64
+from ray import serve
+
+from deployments.answers import ChatChunk, ChatCompletion, DetokenizeAnswer, ModelList, TextCompletion, TokenizeAnswer
+from deployments.backends import TierHandle, crosses_by_reference
+from deployments.calls import ReplicaReport
+from renderer.prompt import RenderedPrompt
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Client:
+    """The operations of one application, awaited.
+
+    Args:
+        app_name: The application's name in Serve.
+        handle: Its ingress handle, where the caller has it already.
+    """
+
+    def __init__(self, app_name: str = "greenroom", handle: Any = None) -> None:
+        self._handle = TierHandle(serve.get_app_handle(app_name) if handle is None else handle)
+
+    async def render_chat(self, messages: Messages, **options: Any) -> RenderedPrompt:
+        """What an engine would get: token ids, and the images' ranges, hashes and tensors."""
+        prompt: RenderedPrompt = await self._call("render_chat", {"messages": messages, **options}, tensors_back=True)
+        return prompt
+
+    async def render_completion(self, prompt: str | Sequence[Any], **options: Any) -> tuple[RenderedPrompt, ...]:
+        """One rendered prompt for each prompt."""
+        prompts: tuple[RenderedPrompt, ...] = await self._call("render_completion", {"prompt": prompt, **options})
+        return prompts
+
+    async def layout(self, messages: Messages, **options: Any) -> RenderedPrompt:
+        """Token ids, ranges and hashes; no pixel is decoded for it."""
+        prompt: RenderedPrompt = await self._call("layout", {"messages": messages, **options})
+        return prompt
+
+    async def chat(self, messages: Messages, **options: Any) -> ChatCompletion:
+        answer: ChatCompletion = await self._call("chat_completions", {"messages": messages, **options})
+        return answer
+
+    async def chat_stream(self, messages: Messages, **options: Any) -> AsyncGenerator[ChatChunk]:
+        async with aclosing(self._stream("chat_completions_stream", {"messages": messages, **options})) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def completion(self, prompt: str | Sequence[Any], **options: Any) -> TextCompletion:
+        answer: TextCompletion = await self._call("completions", {"prompt": prompt, **options})
+        return answer
+
+    async def tokenize(
+        self, text: str | None = None, messages: Messages | None = None, **options: Any
+    ) -> TokenizeAnswer:
+        """Token ids of a text, or of messages with their images' placeholders expanded."""
+        answer: TokenizeAnswer = await self._call("tokenize", {"prompt": text, "messages": messages, **options})
+        return answer
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        answer: DetokenizeAnswer = await self._call("detokenize", {"tokens": token_ids})
+        return answer.prompt
+
+    async def models(self) -> ModelList:
+        models: ModelList = await self._handle.call("models", by_reference=False)
+        return models
+
+    async def health(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
+        """The record of every running replica, by tier."""
+        tiers: Mapping[str, tuple[ReplicaReport, ...]] = await self._handle.call("health", by_reference=False)
+        return tiers
+
+    async def _call(self, method: str, body: Mapping[str, Any], tensors_back: bool = False) -> Any:
+        data = orjson.dumps(body)
+        by_reference = crosses_by_reference(len(data), 8 * len(data), tensors_back)
+        return await self._handle.call(method, data, by_reference=by_reference)
+
+    def _stream(self, method: str, body: Mapping[str, Any]) -> AsyncGenerator[Any]:
+        data = orjson.dumps(body)
+        return self._handle.stream(method, data, by_reference=crosses_by_reference(len(data), 0))
+
+
+def user(text: str, *images: bytes) -> dict[str, Any]:
+    """A user's message: encoded images first, then the text."""
+    return {"role": "user", "content": [*(image(data) for data in images), {"type": "text", "text": text}]}
+
+
+def image(data: bytes, uuid: str | None = None) -> dict[str, Any]:
+    """The part of a message that holds an encoded image (PNG, JPEG, ...).
+
+    Args:
+        uuid: The caller's own name for it, shown in the place of its hash.
+    """
+    url = "data:;base64," + pybase64.b64encode_as_string(data)
+    return {"type": "image_url", "image_url": {"url": url}, "uuid": uuid}
