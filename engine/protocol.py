@@ -77,7 +77,11 @@ class EngineOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since start and levels now. `restarts` counts how often the core died and came back."""
+    """Counters since start and levels now.
+
+    `restarts` counts how often the core died and came back, `receiver_misses` how often a receiver cache turned out not
+    to hold what the sender cache claimed.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -92,6 +96,7 @@ class EngineStats:
     tensor_bytes_received: int = 0
     receiver_items: int = 0
     receiver_bytes: int = 0
+    receiver_misses: int = 0
     blocks_used: int = 0
     blocks_total: int = 0
     restarts: int = 0
