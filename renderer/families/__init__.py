@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from renderer import qwen_vl
+from renderer.families import qwen_vl
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError
