@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from renderer.families import qwen_vl
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError
+from renderer.families import qwen_vl
 from renderer.family import Family, TextOnly
 
 Build = Callable[[Checkpoint, RendererConfig], Family]
