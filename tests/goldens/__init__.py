@@ -1,0 +1,1 @@
+"""The peer's answers, recorded, and what asks for them."""
