@@ -20,7 +20,7 @@ from engine.process import CoreProcess
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from engine.stream import Stream
 from renderer.caches import SenderCache
-from renderer.errors import EngineDeadError, GreenroomError
+from renderer.errors import EngineDeadError, EngineStartingError, GreenroomError
 from renderer.prompt import RenderedPrompt
 
 logger = logging.getLogger("greenroom.engine")
@@ -58,10 +58,10 @@ class EmbeddedEngine:
         """Tokens of prompt and output together that the engine can hold for one request.
 
         Raises:
-            EngineDeadError: It has not started.
+            EngineStartingError: It has not started.
         """
         if self._ready is None:
-            raise EngineDeadError("the engine has not started")
+            raise EngineStartingError("the engine core is not up")
         return self._ready.max_model_len
 
     async def start(self) -> None:
@@ -96,8 +96,7 @@ class EmbeddedEngine:
                 self._tell(Abort(keys, silent=False))
 
     async def health(self) -> None:
-        if not self._serving:
-            raise EngineDeadError("the engine core is not running")
+        self._check_serving()
 
     async def stats(self) -> EngineStats:
         """The core's counters after everything that it was told before; the last known ones while there is no core."""
@@ -160,24 +159,28 @@ class EmbeddedEngine:
 
     def _check_serving(self) -> None:
         if not self._serving:
-            raise EngineDeadError("the engine core is not running")
+            raise EngineStartingError("the engine core is not up")
 
     def _keep(self) -> None:
         """The keeper's thread: one core after another, until the engine is closed or the first one cannot start."""
-        pause = _FIRST_PAUSE_S
+        pause_s = _FIRST_PAUSE_S
         while not self._closed.is_set():
-            self._core = CoreProcess(self.config)
-            if self._closed.is_set():
-                self._core.close()
-            served = self._serve_one(self._core)
-            if not self._started.done():
+            served = self._run_core()
+            if self._ready is None:
                 return
-            pause = _FIRST_PAUSE_S if served else min(2 * pause, _LONGEST_PAUSE_S)
-            self._closed.wait(0 if served else pause)
-            self._restarts += not self._closed.is_set()
+            pause_s = _FIRST_PAUSE_S if served else min(2 * pause_s, _LONGEST_PAUSE_S)
+            self._closed.wait(0 if served else pause_s)
 
-    def _serve_one(self, core: CoreProcess) -> bool:
-        """Take what a core sends until it is gone; return whether it ever served."""
+    def _run_core(self) -> bool:
+        """Start a core and take what it sends until it is gone; return whether it ever served."""
+        try:
+            core = CoreProcess(self.config)
+        except OSError as error:
+            self._mourn(f"the engine core cannot be started: {error}")
+            return False
+        self._core = core
+        if self._closed.is_set():
+            core.close()
         served = False
         try:
             while True:
@@ -185,8 +188,7 @@ class EmbeddedEngine:
                 served = served or isinstance(message, Ready)
                 self._take(message)
         except EOFError:
-            code = core.reap()
-            self._mourn(f"the engine core ended with code {code}")
+            self._mourn(f"the engine core ended with code {core.reap()}")
         return served
 
     def _take(self, message: FromCore) -> None:
@@ -197,6 +199,7 @@ class EmbeddedEngine:
                 self._calls.pop(message.number).set_result(message.stats)
             case Ready():
                 with self._order:
+                    self._restarts += self._ready is not None
                     self._ready, self._serving = message, True
                 if not self._started.done():
                     self._started.set_result(None)

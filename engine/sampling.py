@@ -17,6 +17,7 @@ from engine.protocol import SamplingParams, TokenLogprobs
 from engine.request import Request
 
 
+@torch.inference_mode()
 def sample(
     logits: torch.Tensor, requests: Sequence[Request], eos_ids: frozenset[int]
 ) -> tuple[list[int], list[TokenLogprobs | None]]:

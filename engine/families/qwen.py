@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.families.base import ImageFamily, PlacedItem, check_pixels, take
 from renderer.errors import RequestError
-from renderer.prompt import Tensors
+from renderer.prompt import PlaceholderRange, Tensors
 
 _LONGEST_SIDE = 1 << 20  # patches; no image has more, and products of two sides stay far from overflow
 
@@ -53,17 +53,23 @@ class QwenVL(ImageFamily):
         return self._features(patches, self.to_device(np.stack([item["image_grid_thw"] for item in items])))
 
     def positions(self, token_ids: NDArray[np.int32], items: Sequence[PlacedItem]) -> tuple[NDArray[np.int64], int]:
-        if not items:
-            return np.broadcast_to(np.arange(len(token_ids), dtype=np.int64), (3, len(token_ids))), 0
-        kinds = torch.zeros(1, len(token_ids), dtype=torch.int32)
-        for place, _ in items:
-            kinds[0, place.offset : place.end] = 1 if place.embed_mask is None else torch.tensor(place.embed_mask)
-        positions, deltas = self.model.model.get_rope_index(
-            torch.from_numpy(token_ids).long()[None],
-            mm_token_type_ids=kinds,
-            image_grid_thw=torch.from_numpy(np.stack([tensors["image_grid_thw"] for _, tensors in items])),
-        )
-        return positions[:, 0].numpy(), int(deltas.item())
+        """Multimodal rotary positions, as `get_rope_index` gives them, for adjacent images too.
+
+        Text advances all three rows together. An image's tokens share one time and lie on its rows and columns; what
+        follows goes on after its longer side (Qwen2-VL report, section 2.1).
+        """
+        runs: list[NDArray[np.int64]] = []
+        done, position = 0, 0
+        for place, tensors in items:
+            start = place.offset + _first_embed(place)
+            runs.append(_line(position, start - done))
+            position += start - done
+            rows, columns = (int(side) // self._merge for side in tensors["image_grid_thw"][1:])
+            runs.append(np.indices((1, rows, columns)).reshape(3, -1) + position)
+            position += max(rows, columns)
+            done = start + rows * columns
+        runs.append(_line(position, len(token_ids) - done))
+        return np.concatenate(runs, axis=1), position - done
 
     def _features(self, patches: torch.Tensor, grids: torch.Tensor) -> list[torch.Tensor]:
         return list(self.model.model.get_image_features(patches, grids).pooler_output)
@@ -89,3 +95,20 @@ class Qwen3VL(QwenVL):
         output = self.model.model.get_image_features(patches, grids)
         levels = [output.pooler_output, *output.deepstack_features]
         return [torch.cat(parts, dim=-1) for parts in zip(*levels, strict=True)]
+
+
+def _line(start: int, count: int) -> NDArray[np.int64]:
+    """Positions of a run of text: int64 [3, count]."""
+    return np.broadcast_to(np.arange(start, start + count, dtype=np.int64), (3, count))
+
+
+def _first_embed(place: PlaceholderRange) -> int:
+    """Where in its range an image's embeddings begin.
+
+    Raises:
+        RequestError: They do not stand side by side, so they lie on no grid.
+    """
+    carriers = np.flatnonzero(np.ones(place.length) if place.embed_mask is None else place.embed_mask)
+    if carriers[-1] - carriers[0] + 1 != len(carriers):
+        raise RequestError("the embeddings of an image must stand side by side")
+    return int(carriers[0])
