@@ -11,7 +11,6 @@ from renderer.pixels import Pixels
 from renderer.placeholders import Replacement
 from renderer.prompt import ImageSize, Modality, Tensors
 
-
 FieldKind = Literal["batched", "flat", "shared"]
 
 

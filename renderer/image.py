@@ -44,6 +44,7 @@ _TRANSPOSE = {
 _SIDES_SWAPPED = (5, 6, 7, 8)
 _WHITE = (255, 255, 255)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +127,10 @@ def _decoding(index: int) -> Iterator[None]:
 def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":  # Pillow applies it itself, and gives the size after it.
         return 1
-    source = image
-    if image.format == "PNG" and "exif" not in image.info:
-        source = Image.open(io.BytesIO(_png_without_pixels(data)), formats=("PNG",))
     try:
+        source = image
+        if image.format == "PNG" and "exif" not in image.info:
+            source = Image.open(io.BytesIO(_png_without_pixels(data)), formats=("PNG",))
         # The method of the base class: PNG's own would decode the pixels to reach chunks that follow them.
         value = Image.Image.getexif(source).get(ExifTags.Base.Orientation, 1)
     except Exception:  # Malformed EXIF data leave the image as it is stored.
@@ -147,7 +148,7 @@ def _png_without_pixels(data: bytes) -> bytes:
         if kind != b"IDAT":
             kept.append(data[position:end])
         position = end
-    return b"".join(kept)
+    return b"".join([*kept, _PNG_END])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,209 @@
+"""Items on the wire: byte for byte what the protocol says, and nothing else is read."""
+
+import contextlib
+from typing import Any
+
+import msgpack
+import numpy as np
+import pybase64
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from renderer.errors import RequestError
+from renderer.family import Field
+from renderer.prompt import Tensors
+from renderer.wire import WireLimits, decode_base64, decode_item, encode_item, encode_metadata
+
+LIMITS = WireLimits(max_bytes=1 << 20)
+GRID: Tensors = {"image_grid_thw": np.array([1, 6, 4], np.int64)}
+GRID_FIELDS = {"image_grid_thw": Field("batched", keep_on_cpu=True)}
+QWEN: Tensors = {"pixel_values": np.arange(24 * 8, dtype=np.uint8).reshape(24, 8), **GRID}
+QWEN_FIELDS = {"pixel_values": Field("flat"), **GRID_FIELDS}
+
+
+def packed(dtype: Any, shape: Any, data: bytes, field: Any = ("batched", {}), code: int = 3) -> bytes:
+    element = {"data": [dtype, shape, msgpack.ExtType(code, data)], "field": list(field)}
+    item: bytes = msgpack.packb({"x": element})
+    return item
+
+
+def test_an_item_is_these_bytes() -> None:
+    expected = bytes.fromhex(
+        "81 ae 696d6167655f677269645f746877"
+        "82 a4 64617461 93 a5 696e743634 91 03 c7 18 03"
+        "0100000000000000 0600000000000000 0400000000000000"
+        "a5 6669656c64 92 a7 62617463686564 81 ab 6b6565705f6f6e5f637075 c3"
+    )
+    assert encode_item(GRID, GRID_FIELDS) == expected
+    assert encode_metadata(QWEN, QWEN_FIELDS) == expected
+
+
+def test_a_flat_field_carries_the_slices_that_readers_ask_for() -> None:
+    item = msgpack.unpackb(encode_item(QWEN, QWEN_FIELDS), ext_hook=lambda code, data: (code, data))
+    name, arguments = item["pixel_values"]["field"]
+    assert name == "flat"
+    assert arguments == {"keep_on_cpu": False, "slices": [[[0, 24, None]]], "dim": 0}
+    assert item["pixel_values"]["data"] == ["uint8", [24, 8], (3, QWEN["pixel_values"].tobytes())]
+
+
+def test_a_family_without_host_tensors_has_no_metadata() -> None:
+    assert encode_metadata(QWEN, {"pixel_values": Field("flat")}) is None
+
+
+dtypes = st.sampled_from(["u1", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", "?"])
+tensors = dtypes.flatmap(
+    lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
+)
+fields = st.builds(Field, st.sampled_from(["batched", "shared"]), st.booleans())
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=20), st.tuples(tensors, fields), min_size=1, max_size=4))
+def test_what_is_written_is_read(items: dict[str, tuple[Any, Field]]) -> None:
+    own_tensors = {name: tensor for name, (tensor, _) in items.items()}
+    own_fields = {name: field for name, (_, field) in items.items()}
+    decoded = decode_item(encode_item(own_tensors, own_fields, "float32"), LIMITS)
+    assert decoded.fields == own_fields
+    for name, tensor in own_tensors.items():
+        assert decoded.tensors[name].dtype == tensor.dtype
+        assert decoded.tensors[name].shape == tensor.shape
+        assert decoded.tensors[name].tobytes() == tensor.tobytes()
+        assert not decoded.tensors[name].flags.writeable
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 4, 5, 8, 16, 17, 255, 256, 65535, 65536])
+def test_every_length_of_extension_is_read_by_a_plain_messagepack_reader(length: int) -> None:
+    item = encode_item({"x": np.zeros(length, np.uint8)}, {"x": Field("batched")})
+    assert msgpack.unpackb(item)["x"]["data"] == ["uint8", [length], msgpack.ExtType(3, bytes(length))]
+    assert len(item) == len(packed("uint8", [length], bytes(length), ["batched", {"keep_on_cpu": False}]))
+
+
+def test_the_order_of_elements_in_memory_does_not_show() -> None:
+    tensor = np.arange(12, dtype=np.int32).reshape(3, 4)
+    field = {"x": Field("batched")}
+    assert encode_item({"x": tensor.T.copy().T}, field) == encode_item({"x": tensor}, field)
+
+
+@given(arrays.arrays("<u4", st.integers(0, 40)))
+def test_bfloat16_is_rounded_as_torch_rounds(bits: Any) -> None:
+    values = bits.view("<f4")
+    with np.errstate(invalid="ignore"):
+        decoded = decode_item(encode_item({"x": values}, {"x": Field("batched")}, "bfloat16"), LIMITS).tensors["x"]
+    expected = torch.from_numpy(values.copy()).bfloat16().float().numpy()
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_float_types() -> None:
+    values = np.array([0.1, -2.5, 3e38, 1e-40, np.inf, np.nan], np.float32)
+    for float_type in ("bfloat16", "float16", "float32"):
+        with np.errstate(over="ignore"):
+            item = encode_item({"x": values}, {"x": Field("batched")}, float_type)
+        assert msgpack.unpackb(item)["x"]["data"][0] == float_type
+
+
+def test_a_tensor_without_a_field_or_of_a_strange_type_is_not_written() -> None:
+    with pytest.raises(ValueError, match="no field"):
+        encode_item(QWEN, GRID_FIELDS)
+    with pytest.raises(ValueError, match="complex64"):
+        encode_item({"x": np.zeros(1, np.complex64)}, {"x": Field("batched")})
+
+
+MALFORMED = {
+    "nothing": b"",
+    "not MessagePack": b"\xc1",
+    "cut off": packed("uint8", [3], b"abc")[:-1],
+    "something after it": packed("uint8", [3], b"abc") + b"\x00",
+    "not a map": msgpack.packb([1]),
+    "an empty map": msgpack.packb({}),
+    "a key that is no text": msgpack.packb({1: {}}),
+    "no field": msgpack.packb({"x": {"data": ["uint8", [0], msgpack.ExtType(3, b"")]}}),
+    "one thing more": msgpack.packb(
+        {"x": {"data": ["uint8", [0], msgpack.ExtType(3, b"")], "field": ["batched", {}], "y": 1}}
+    ),
+    "a pickle": packed("uint8", [3], b"abc", code=1),
+    "a timestamp": msgpack.packb(msgpack.Timestamp(1)),
+    "a timestamp for elements": packed("uint8", [4], b"abcd").replace(b"\xd6\x03", b"\xd6\xff"),
+    "a number for a tensor": msgpack.packb({"x": {"data": 1, "field": ["batched", {}]}}),
+    "a list of tensors": msgpack.packb(
+        {"x": {"data": [["uint8", [0], msgpack.ExtType(3, b"")]], "field": ["batched", {}]}}
+    ),
+    "an unknown dtype": packed("complex64", [1], bytes(8)),
+    "a dtype that is no text": packed(7, [1], b"a"),
+    "a shape that is no list": packed("uint8", 3, b"abc"),
+    "a negative side": packed("uint8", [-3], b"abc"),
+    "a side that is no number": packed("uint8", [True, 3], b"abc"),
+    "a huge side": packed("uint8", [2**62, 4], b""),
+    "too many dimensions": packed("uint8", [1] * 9, b"a"),
+    "too few bytes": packed("int64", [3], bytes(23)),
+    "too many bytes": packed("int64", [3], bytes(25)),
+    "an unknown field": packed("uint8", [1], b"a", ["ragged", {}]),
+    "a field without arguments": packed("uint8", [1], b"a", ["batched"]),
+    "a flat field without slices": packed("uint8", [1], b"a", ["flat", {}]),
+    "slices that are none": packed("uint8", [1], b"a", ["flat", {"slices": 3}]),
+    "a flat field along another dimension": packed("uint8", [1, 1], b"a", ["flat", {"slices": [], "dim": 1}]),
+    "a shared field without a size": packed("uint8", [1], b"a", ["shared", {}]),
+    "an unknown argument": packed("uint8", [1], b"a", ["batched", {"gpu": True}]),
+    "a flag that is none": packed("uint8", [1], b"a", ["batched", {"keep_on_cpu": 1}]),
+    "deep nesting": b"\x91" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_item_is_the_callers_fault(name: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_item(MALFORMED[name], LIMITS)
+    assert caught.value.param == "features"
+
+
+def test_an_item_beyond_the_limits_is_refused() -> None:
+    item = encode_item(QWEN, QWEN_FIELDS)
+    with pytest.raises(RequestError, match="bytes, more than"):
+        decode_item(item, WireLimits(max_bytes=len(item) - 1))
+    with pytest.raises(RequestError, match="1 to 1 tensors"):
+        decode_item(item, WireLimits(max_tensors=1))
+    with pytest.raises(RequestError, match="more than 9 bytes"):
+        decode_base64("A" * 100, WireLimits(max_bytes=9))
+
+
+def test_base64_is_strict() -> None:
+    text = pybase64.b64encode_as_string(encode_item(QWEN, QWEN_FIELDS))
+    assert decode_base64(text, LIMITS).fields == QWEN_FIELDS
+    for broken in (text[:-1], text + "=", text[:4] + "\n" + text[4:], "-" + text[1:], "é"):
+        with pytest.raises(RequestError):
+            decode_base64(broken, LIMITS)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9)
+    | st.binary(max_size=9) | st.builds(msgpack.ExtType, st.integers(0, 9), st.binary(max_size=9)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+near_items = st.dictionaries(
+    st.text(max_size=5), st.fixed_dictionaries({"data": values, "field": values}) | values, max_size=3
+)
+
+
+def read(data: bytes) -> None:
+    with contextlib.suppress(RequestError):
+        decode_item(data, LIMITS)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    read(data)
+
+
+@given(near_items)
+def test_any_messagepack_is_read_or_refused(value: Any) -> None:
+    read(msgpack.packb(value))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 10**6))
+def test_a_damaged_item_is_read_or_refused(place: int, byte: int, cut: int) -> None:
+    item = bytearray(encode_item(QWEN, QWEN_FIELDS))
+    item[place % len(item)] = byte
+    read(bytes(item))
+    read(bytes(item[: cut % len(item)]))
