@@ -39,10 +39,10 @@ class KVShape:
 
 
 class KVPool:
-    """Keys and values of all layers, [slots, heads, head size] each; a block is `block_size` slots."""
+    """Keys and values of all layers, [blocks, slots of a block, heads, head size] each."""
 
-    def __init__(self, shape: KVShape, slots: int, device: torch.device) -> None:
-        layer = (slots, shape.heads, shape.head_size)
+    def __init__(self, shape: KVShape, blocks: int, block_size: int, device: torch.device) -> None:
+        layer = (blocks, block_size, shape.heads, shape.head_size)
         self.keys = [torch.zeros(layer, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
         self.values = [torch.zeros(layer, dtype=shape.dtype, device=device) for _ in range(shape.layers)]
 
@@ -53,13 +53,15 @@ class Prefill:
 
     Attributes:
         start, end: Its rows in the packed batch.
-        context: int64 [context], slots of all its tokens up to the chunk's end.
+        blocks: int64 [blocks], those of all its tokens up to the chunk's end.
+        context: Number of these tokens.
         mask: [end - start, context], added to the scores; None for a first chunk, which is plainly causal.
     """
 
     start: int
     end: int
-    context: torch.Tensor
+    blocks: torch.Tensor
+    context: int
     mask: torch.Tensor | None
 
 
@@ -69,13 +71,13 @@ class PagedBatch:
 
     Attributes:
         slots: int64 [tokens], where their keys and values are written.
-        contexts: int64 [single, longest context], slots that the first rows, one token a sequence, attend to.
-        mask: [single, 1, 1, longest context], added to their scores: 0, or -inf beyond a sequence's length.
+        tables: int64 [single, most blocks], what the first rows, one token a sequence, attend to; 0 is padding.
+        mask: [single, 1, 1, slots of most blocks], added to their scores: 0, or -inf beyond a sequence's length.
     """
 
     pool: KVPool
     slots: torch.Tensor
-    contexts: torch.Tensor
+    tables: torch.Tensor
     mask: torch.Tensor
     prefills: tuple[Prefill, ...]
 
@@ -101,11 +103,11 @@ def paged_attention(
         [1, tokens, heads, head size].
     """
     keys, values = paged.pool.keys[module.layer_idx], paged.pool.values[module.layer_idx]  # type: ignore[index]
-    keys.index_copy_(0, paged.slots, key[0].transpose(0, 1))
-    values.index_copy_(0, paged.slots, value[0].transpose(0, 1))
+    keys.flatten(0, 1).index_copy_(0, paged.slots, key[0].transpose(0, 1))
+    values.flatten(0, 1).index_copy_(0, paged.slots, value[0].transpose(0, 1))
     parts = []
-    if len(paged.contexts):
-        parts.append(_attend_single(query[0, :, : len(paged.contexts)], keys, values, paged, scaling))
+    if len(paged.tables):
+        parts.append(_attend_single(query[0, :, : len(paged.tables)], keys, values, paged, scaling))
     parts += [
         _attend_chunk(query[0, :, prefill.start : prefill.end], keys, values, prefill, scaling)
         for prefill in paged.prefills
@@ -118,10 +120,13 @@ def _attend_single(
 ) -> torch.Tensor:
     """[heads, sequences, size] -> [sequences, heads, size]. The heads of a group are the rows of one small matrix."""
     heads, count, size = query.shape
-    grouped = query.transpose(0, 1).reshape(count, keys.shape[1], -1, size)
-    context = paged.contexts
+    grouped = query.transpose(0, 1).reshape(count, keys.shape[2], -1, size)
     out = scaled_dot_product_attention(
-        grouped, keys[context].transpose(1, 2), values[context].transpose(1, 2), attn_mask=paged.mask, scale=scaling
+        grouped,
+        _gather(keys, paged.tables).transpose(1, 2),
+        _gather(values, paged.tables).transpose(1, 2),
+        attn_mask=paged.mask,
+        scale=scaling,
     )
     return out.reshape(count, heads, size)
 
@@ -130,9 +135,11 @@ def _attend_chunk(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefill: Prefill, scaling: float
 ) -> torch.Tensor:
     """[heads, tokens, size] -> [tokens, heads, size]."""
-    groups = query.shape[0] // keys.shape[1]
-    own_keys = keys[prefill.context].transpose(0, 1).repeat_interleave(groups, dim=0)
-    own_values = values[prefill.context].transpose(0, 1).repeat_interleave(groups, dim=0)
+    groups = query.shape[0] // keys.shape[2]
+    own_keys, own_values = (
+        _gather(cache, prefill.blocks[None])[0, : prefill.context].transpose(0, 1).repeat_interleave(groups, dim=0)
+        for cache in (keys, values)
+    )
     out = scaled_dot_product_attention(
         query[None],
         own_keys[None],
@@ -142,6 +149,15 @@ def _attend_chunk(
         scale=scaling,
     )
     return out[0].transpose(0, 1)
+
+
+def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """[blocks, slots of a block, heads, size] and [sequences, blocks] -> [sequences, slots, heads, size].
+
+    Whole blocks are copied as rows: on the CPU several times as fast as token by token.
+    """
+    rows = cache.flatten(1).index_select(0, tables.flatten())
+    return rows.view(len(tables), -1, *cache.shape[2:])
 
 
 AttentionInterface.register(PAGED, paged_attention)

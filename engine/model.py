@@ -43,7 +43,7 @@ class Model:
         self.num_blocks = config.kv_cache_bytes // (shape.token_bytes * config.block_size) - 1
         if self.num_blocks < 1:
             raise ConfigError(f"kv_cache_bytes={config.kv_cache_bytes} has no room for a block beside the empty one")
-        self._pool = KVPool(shape, (self.num_blocks + 1) * config.block_size, self.device)
+        self._pool = KVPool(shape, self.num_blocks + 1, config.block_size, self.device)
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Tensors]) -> list[torch.Tensor]:
@@ -91,24 +91,21 @@ class Model:
         return self.family.decoder_inputs(visual[None], joined[:, embeds.shape[1] :])
 
     def _batch(self, chunks: Sequence[Chunk]) -> PagedBatch:
-        slots = np.concatenate([self._slots(chunk, chunk.start) for chunk in chunks])
+        slots = np.concatenate([self._slots(chunk) for chunk in chunks])
         single = [chunk for chunk in chunks if chunk.end - chunk.start == 1]
-        longest = max((chunk.end for chunk in single), default=0)
-        contexts = np.zeros((len(single), longest), dtype=np.int64)
-        mask = np.full((len(single), 1, 1, longest), -np.inf, dtype=np.float32)
-        for index, chunk in enumerate(single):
-            contexts[index, : chunk.end] = self._slots(chunk, 0)
-            mask[index, :, :, : chunk.end] = 0
+        lengths = np.array([chunk.end for chunk in single], dtype=np.int64)
+        most_blocks = self._blocks(int(lengths.max(initial=0)))
+        tables = np.zeros((len(single), most_blocks), dtype=np.int64)
+        for table, chunk in zip(tables, single, strict=True):
+            table[: self._blocks(chunk.end)] = chunk.request.block_table[: self._blocks(chunk.end)]
+        beyond = np.arange(most_blocks * self._block_size) >= lengths[:, None]
+        mask = np.where(beyond, np.float32(-np.inf), np.float32(0))[:, None, None]
         prefills, row = [], len(single)
         for chunk in chunks[len(single) :]:
             prefills.append(self._prefill(chunk, row))
             row += chunk.end - chunk.start
         return PagedBatch(
-            self._pool,
-            self._tensor(slots),
-            self._tensor(contexts),
-            self._tensor(mask).to(self.dtype),
-            tuple(prefills),
+            self._pool, self._tensor(slots), self._tensor(tables), self._tensor(mask).to(self.dtype), tuple(prefills)
         )
 
     def _prefill(self, chunk: Chunk, row: int) -> Prefill:
@@ -117,14 +114,17 @@ class Model:
         if chunk.start:
             visible = torch.ones(length, chunk.end, dtype=torch.bool, device=self.device).tril(chunk.start)
             mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device).masked_fill_(~visible, -torch.inf)
-        return Prefill(row, row + length, self._tensor(self._slots(chunk, 0)), mask)
+        blocks = chunk.request.block_table[: self._blocks(chunk.end)].astype(np.int64)
+        return Prefill(row, row + length, self._tensor(blocks), chunk.end, mask)
 
-    def _slots(self, chunk: Chunk, start: int) -> NDArray[np.int64]:
-        """Slots of the tokens from `start` to the chunk's end."""
-        index = np.arange(start, chunk.end, dtype=np.int64)
-        return (
-            chunk.request.block_table[index // self._block_size] * np.int64(self._block_size) + index % self._block_size
-        )
+    def _slots(self, chunk: Chunk) -> NDArray[np.int64]:
+        """Where the chunk's keys and values go."""
+        index = np.arange(chunk.start, chunk.end, dtype=np.int64)
+        blocks = chunk.request.block_table[index // self._block_size].astype(np.int64)
+        return blocks * self._block_size + index % self._block_size
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
