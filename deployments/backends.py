@@ -125,11 +125,13 @@ class HandleBackend:
         self._config = config
 
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
-        reply: Reply[tuple[RenderedPrompt, ...]] = await self._pure(tier, "render", call, _render_transport(call))
+        reply: Reply[tuple[RenderedPrompt, ...]] = await self._pure(
+            tier, "render", call, render_crosses_by_reference(call)
+        )
         return reply
 
     async def render_json(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
-        reply = await self._pure(tier, "render_json", call, _render_transport(call))
+        reply = await self._pure(tier, "render_json", call, render_crosses_by_reference(call))
         return Reply(reply.value.tobytes(), reply.served)
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
@@ -205,7 +207,7 @@ class LocalBackend:
         await self._replica.clear_mm_cache()
 
 
-def _render_transport(call: RenderCall) -> bool:
+def render_crosses_by_reference(call: RenderCall) -> bool:
     media, text, pictures = media_bytes(call.request), text_bytes(call.request), len(images(call.request))
     answer = ANSWER_BYTES_PER_TEXT_BYTE * text + ANSWER_BYTES_PER_IMAGE * pictures
     return crosses_by_reference(media + text, answer, tensors_back=call.tensors and pictures > 0)

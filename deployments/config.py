@@ -152,7 +152,7 @@ def find_model(model: str) -> str:
     """
     for folder in (Path.cwd(), PROJECT):
         path = folder / Path(model).expanduser()
-        if path.is_dir():
+        if model and path.is_dir():
             return str(path.resolve())
     return model
 

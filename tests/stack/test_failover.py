@@ -1,0 +1,102 @@
+"""What dies, and what the client sees of it. These tests kill processes of the shared cluster, each comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import httpx
+import psutil
+import pytest
+
+from deployments.client import Client, user
+from tests.stack.helpers import Application, about, picture, wait_until
+
+STORY = {"messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 0}
+
+
+@pytest.fixture
+def app(whole: Application) -> Application:
+    return whole
+
+
+def core_of(app: Application) -> psutil.Process:
+    """The engine core: the child of the engine replica that runs `engine.core`."""
+    children = psutil.Process(app.report("engine").pid).children(recursive=True)
+    return next(child for child in children if "engine.core" in " ".join(child.cmdline()))
+
+
+def test_streams_go_on_when_the_engine_core_is_killed(app: Application) -> None:
+    body = {**STORY, "messages": about(picture(0), text="Tell me a story."), "ignore_eos": True, "max_tokens": 400}
+    undisturbed = app.post("/v1/chat/completions", body).json()
+    restarts = restarts_of(app)
+    texts = asyncio.run(streams_with_a_death(app, body, core_of(app)))
+    expected = undisturbed["choices"][0]["message"]["content"]
+    assert texts == [expected] * len(texts)
+    wait_until(lambda: restarts_of(app) == restarts + 1, 30, "the core was restarted once")
+
+
+def test_an_engine_that_restarted_gets_the_tensors_that_its_predecessor_held(app: Application) -> None:
+    app.clear()
+    body = {"messages": about(picture(1)), "temperature": 0}
+    before = app.post("/v1/chat/completions", body).json()
+    core_of(app).kill()
+    after = app.post("/v1/chat/completions", body)
+    assert after.status_code == 200, after.text
+    assert after.json()["choices"] == before["choices"]
+    assert app.cache("engine", "sender").entries == 1
+
+
+def test_a_request_is_rendered_elsewhere_when_its_render_replica_dies(app: Application) -> None:
+    victim = app.report("render").pid
+    before = app.post("/v1/chat/completions/render", {"messages": about(picture(2))}).json()
+    os.kill(victim, signal.SIGKILL)
+    after = app.post("/v1/chat/completions/render", {"messages": about(picture(2))})
+    assert after.status_code == 200, after.text
+    assert after.json()["features"] == before["features"]
+    wait_until(lambda: [report.pid for report in app.tiers()["render"]] not in ([], [victim]), 30, "a replacement")
+
+
+async def test_a_stream_goes_on_when_its_engine_replica_is_killed(app: Application) -> None:
+    client, options = Client(handle=app.handle), {"ignore_eos": True, "max_tokens": 400, "temperature": 0}
+    messages = [user("Tell me a story.", picture(0).png)]
+    undisturbed = (await client.chat(messages, **options)).choices[0].message.content
+    (engine,) = (await client.health())["engine"]
+    text, tokens = "", 0
+    async for chunk in client.chat_stream(messages, **options):
+        text += chunk.choices[0].delta.get("content", "")
+        tokens += 1
+        if tokens == 20:
+            os.kill(engine.pid, signal.SIGKILL)
+    assert text == undisturbed
+
+
+def restarts_of(app: Application) -> int:
+    engine = app.report("engine").engine
+    assert engine is not None
+    return engine.restarts
+
+
+async def streams_with_a_death(app: Application, body: dict[str, object], core: psutil.Process) -> list[str]:
+    """Texts of four streams, with the core killed once all have begun."""
+    begun = asyncio.Barrier(5)
+
+    async def stream(http: httpx.AsyncClient) -> str:
+        text, first = "", True
+        async with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    chunk = httpx.Response(200, content=line.removeprefix("data: ")).json()
+                    assert "error" not in chunk, chunk
+                    text += chunk["choices"][0]["delta"].get("content", "")
+                    if first:
+                        first = False
+                        await begun.wait()
+        return text
+
+    async with httpx.AsyncClient(base_url=app.url, timeout=60) as http, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(stream(http)) for _ in range(4)]
+        await begun.wait()
+        core.kill()
+    return [task.result() for task in tasks]
