@@ -23,9 +23,12 @@ class Replacement:
 
 
 def expand(
-    token_ids: Sequence[int], placeholder_id: int | None, replacements: Sequence[Replacement]
+    token_ids: Sequence[int], placeholder_id: int | None, replacements: Sequence[Replacement], field: str
 ) -> tuple[list[int], tuple[PlaceholderRange, ...]]:
     """Replace the n-th placeholder by the n-th replacement; return the prompt's ids and where the items stand.
+
+    Args:
+        field: The request field that the tokens come from, for errors.
 
     Raises:
         RequestError: There are not as many placeholders as items. A caller's text that spells a placeholder ends
@@ -36,7 +39,7 @@ def expand(
         raise RequestError(
             f"the prompt has {len(positions)} image placeholders for {len(replacements)} images; "
             "text must not spell the model's own placeholder",
-            "messages",
+            field,
         )
     expanded: list[int] = []
     ranges = []

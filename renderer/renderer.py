@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from renderer import validate
-from renderer.caches import Lease, ProcessedItem, ProcessorCache, SenderCache
+from renderer.caches import ProcessorCache, SenderCache
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
 from renderer.detokenizer import IncrementalDetokenizer
-from renderer.errors import MediaError, RequestError
+from renderer.draft import Draft
 from renderer.families import choose_family
-from renderer.family import Family
 from renderer.image import ImageLimits
-from renderer.media import MediaItem
 from renderer.messages import media_of, template_messages, template_variables
-from renderer.placeholders import Replacement, expand
 from renderer.processor import MultiModalProcessor
-from renderer.prompt import Modality, PlaceholderRange, PromptItem, RenderedPrompt
-from renderer.template import ChatTemplate
+from renderer.prompt import Modality, RenderedPrompt
+from renderer.template import ChatTemplates
 from renderer.threads import WarmPool
 from renderer.warmup import WarmupReport, warm_up
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A prompt whose items are identified and placed, and not yet processed."""
-
-    token_ids: list[int]
-    items: tuple[MediaItem, ...]
-    ranges: tuple[PlaceholderRange, ...]
-    family: Family
-    cache_salt: str | None
-
-    def prompt(self, processed: Sequence[ProcessedItem] | None = None, lease: Lease | None = None) -> RenderedPrompt:
-        tensors = [None] * len(self.items) if processed is None else [item.tensors for item in processed]
-        items = tuple(
-            PromptItem(item.mm_hash, item.cache_key, place, own, item.size)
-            for item, place, own in zip(self.items, self.ranges, tensors, strict=True)
-        )
-        return RenderedPrompt(tuple(self.token_ids), items, self.cache_salt, lease)
-
-    def truncated(self, limit: int | None, side: str | None) -> _Draft:
-        """The draft with `limit` tokens at most: the last ones, or with side "right" the first ones.
-
-        Raises:
-            RequestError: An item would be cut or lost.
-        """
-        if limit is None or len(self.token_ids) <= limit:
-            return self
-        start, end = (0, limit) if side == "right" else (len(self.token_ids) - limit, len(self.token_ids))
-        if any(place.offset < start or place.end > end for place in self.ranges):
-            raise RequestError("truncation would cut into an image", "truncate_prompt_tokens")
-        moved = tuple(dataclasses.replace(place, offset=place.offset - start) for place in self.ranges)
-        return dataclasses.replace(self, token_ids=self.token_ids[start:end], ranges=moved)
 
 
 class Renderer:
@@ -85,8 +46,7 @@ class Renderer:
         self.modalities: tuple[Modality, ...] = tuple(
             modality for modality in self.family.modalities if config.limit_mm_per_prompt.get(modality, 0) > 0
         )
-        self._templates = _compiled(checkpoint.chat_template())
-        self._requested_template = lru_cache(maxsize=32)(ChatTemplate)
+        self._templates = ChatTemplates(checkpoint.chat_template())
         self.request_pool = WarmPool(config.render_threads, "render")
         self.media_pool = WarmPool(config.media_threads, "media")
         own_cache = ProcessorCache(config.processor_cache_bytes) if config.processor_cache_bytes else None
@@ -96,7 +56,7 @@ class Renderer:
     @property
     def has_chat_template(self) -> bool:
         """Whether messages can be rendered without a template of the request's own."""
-        return "default" in self._templates
+        return self._templates.has_default
 
     def render_chat(self, request: ChatRequest, skip_mm_cache: bool = False) -> RenderedPrompt:
         """Render messages.
@@ -141,7 +101,7 @@ class Renderer:
         """
         processor = self.readonly_mm_processor
         if isinstance(request, ChatRequest):
-            return self._draft_chat(request, processor).prompt()
+            return self._draft_chat(request, processor, bounded=False).prompt()
         return self._draft_tokens(request, processor).prompt()
 
     def check_length(self, prompt: RenderedPrompt) -> None:
@@ -205,33 +165,43 @@ class Renderer:
         limits = ImageLimits(self.config.max_image_bytes, self.config.max_image_pixels)
         return MultiModalProcessor(self.config.model, cache, self.media_pool, limits, self.config.max_uuid_length)
 
-    def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor) -> _Draft:
+    def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor, bounded: bool = True) -> Draft:
         media = media_of(request.messages)
         validate.chat(request, self.config, self.max_model_len)
         validate.media(media, self.modalities, self.config)
-        token_ids = self.tokenizer.encode(self._text(request), request.add_special_tokens)
-        draft = self._encode(token_ids, media, request.mm_processor_kwargs, request.cache_salt, processor)
+        limited = bounded and request.truncate_prompt_tokens is None
+        token_ids = self._tokens(self._text(request), request.add_special_tokens, limited)
+        draft = self._encode(token_ids, "messages", media, request, processor)
         return draft.truncated(self._limit(request.truncate_prompt_tokens), request.truncation_side)
 
-    def _draft_prompt(self, prompt: str | tuple[int, ...], request: CompletionRequest) -> _Draft:
-        if isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(prompt, request.add_special_tokens)
+    def _draft_prompt(self, prompt: str | tuple[int, ...], request: CompletionRequest) -> Draft:
+        limit = self._limit(request.truncate_prompt_tokens)
+        token_ids: Sequence[int]
+        if not isinstance(prompt, str):
+            token_ids = prompt
+        elif limit is not None and request.truncation_side is None:
+            token_ids = self.tokenizer.encode_tail(prompt, request.add_special_tokens, limit)
         else:
-            token_ids = list(prompt)
-        draft = self._encode(token_ids, (), {}, request.cache_salt, self.readonly_mm_processor)
-        return draft.truncated(self._limit(request.truncate_prompt_tokens), request.truncation_side)
+            token_ids = self._tokens(prompt, request.add_special_tokens, limit is None)
+        validate.token_ids(token_ids, self.family, "prompt")
+        draft = Draft.of(token_ids, (), self.family, request.cache_salt, "prompt")
+        return draft.truncated(limit, request.truncation_side)
 
-    def _draft_tokens(self, request: TokensRequest, processor: MultiModalProcessor) -> _Draft:
+    def _draft_tokens(self, request: TokensRequest, processor: MultiModalProcessor) -> Draft:
         validate.tokens(request, self.config)
         validate.media(request.media, self.modalities, self.config)
-        ids, options = list(request.token_ids), request.mm_processor_kwargs
-        return self._encode(ids, request.media, options, request.cache_salt, processor)
+        return self._encode(request.token_ids, "token_ids", request.media, request, processor)
+
+    def _tokens(self, text: str, add_special_tokens: bool, limited: bool) -> list[int]:
+        if limited:
+            validate.text_length(text, self.tokenizer.max_token_chars, self.max_model_len)
+        return self.tokenizer.encode(text, add_special_tokens)
 
     def _limit(self, truncate_prompt_tokens: int | None) -> int | None:
         return self.max_model_len if truncate_prompt_tokens == -1 else truncate_prompt_tokens
 
     def _text(self, request: ChatRequest) -> str:
-        template = self._template_of(request)
+        template = self._templates.choose(request.chat_template, bool(request.tools))
         placeholder = self.family.placeholder
         return template.render(
             template_messages(request.messages, template, None if placeholder is None else placeholder.text),
@@ -241,22 +211,20 @@ class Renderer:
 
     def _encode(
         self,
-        token_ids: list[int],
+        token_ids: Sequence[int],
+        field: str,
         media: Sequence[ImagePart],
-        options: Mapping[str, Any],
-        cache_salt: str | None,
+        request: ChatRequest | TokensRequest,
         processor: MultiModalProcessor,
-    ) -> _Draft:
-        """Identify the items and put their tokens in the place of the placeholders."""
+    ) -> Draft:
+        """Identify the items and place them."""
+        options = request.mm_processor_kwargs
         family = self.family.with_options(options)
-        validate.token_ids(token_ids, family)
-        items = processor.identify(media, cache_salt, options)
-        replacements = [_replacement(family, item) for item in items]
-        placeholder_id = None if family.placeholder is None else family.placeholder.token_id
-        expanded, ranges = expand(token_ids, placeholder_id, replacements)
-        return _Draft(expanded, items, ranges, family, cache_salt)
+        validate.token_ids(token_ids, family, field)
+        items = processor.identify(media, request.cache_salt, options)
+        return Draft.of(token_ids, items, family, request.cache_salt, field)
 
-    def _finish(self, draft: _Draft, processor: MultiModalProcessor) -> RenderedPrompt:
+    def _finish(self, draft: Draft, processor: MultiModalProcessor) -> RenderedPrompt:
         """Process the items of a draft. What is pinned in the meantime is released if that fails."""
         validate.length(len(draft.token_ids), self.max_model_len)
         lease = processor.lease()
@@ -266,29 +234,6 @@ class Renderer:
             if lease is not None:
                 lease.close()
             raise
-
-    def _template_of(self, request: ChatRequest) -> ChatTemplate:
-        if request.chat_template is not None:
-            return self._requested_template(request.chat_template)
-        template = self._templates.get("tool_use" if request.tools else "default") or self._templates.get("default")
-        if template is None:
-            raise RequestError("the model has no chat template", "messages")
-        return template
-
-
-def _replacement(family: Family, item: MediaItem) -> Replacement:
-    try:
-        return family.replacement(item.size)
-    except ValueError as error:
-        raise MediaError(str(error), item.index) from error
-
-
-def _compiled(source: str | Mapping[str, str] | None) -> dict[str, ChatTemplate]:
-    """A checkpoint's templates, by name."""
-    if source is None:
-        return {}
-    sources = {"default": source} if isinstance(source, str) else source
-    return {name: ChatTemplate(text) for name, text in sources.items()}
 
 
 def _max_model_len(checkpoint: Checkpoint, config: RendererConfig) -> int:

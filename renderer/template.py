@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, NoReturn
 
 import jinja2
@@ -97,6 +98,40 @@ class ChatTemplate:
         except Exception as error:  # A template is a program, and these messages are its input.
             raise RequestError(f"the chat template cannot render these messages: {error}", "messages") from error
         return _cut_at_end_mark(text) if continue_final_message else text
+
+
+class ChatTemplates:
+    """A model's templates by name, and those that requests brought with them. Thread-safe.
+
+    Args:
+        source: One template, or several by name; None without one.
+    """
+
+    def __init__(self, source: str | Mapping[str, str] | None) -> None:
+        sources = {"default": source} if isinstance(source, str) else source or {}
+        self._own = {name: ChatTemplate(text) for name, text in sources.items()}
+        self._brought = lru_cache(maxsize=32)(ChatTemplate)
+
+    @property
+    def has_default(self) -> bool:
+        """Whether there is one for requests that bring none."""
+        return "default" in self._own
+
+    def choose(self, brought: str | None, with_tools: bool) -> ChatTemplate:
+        """The template for a request.
+
+        Raises:
+            RequestError: There is none, or the one that the request brought does not compile.
+        """
+        if brought is not None:
+            try:
+                return self._brought(brought)
+            except ConfigError as error:
+                raise RequestError(error.message, "chat_template") from error
+        template = (self._own.get("tool_use") if with_tools else None) or self._own.get("default")
+        if template is None:
+            raise RequestError("the model has no chat template", "messages")
+        return template
 
 
 def _with_end_mark(message: Mapping[str, Any]) -> dict[str, Any]:

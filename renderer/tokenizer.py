@@ -39,12 +39,27 @@ class Tokenizer:
         Raises:
             RequestError: The text holds half of a surrogate pair, which is no Unicode text.
         """
+        ids: list[int] = self._encoding(text, add_special_tokens).ids
+        return ids
+
+    def encode_tail(self, text: str, add_special_tokens: bool, limit: int) -> list[int]:
+        """The last token ids of a text, `limit` at most; special tokens that are added stay, and count.
+
+        Raises:
+            RequestError: As for `encode`.
+        """
+        encoding = self._encoding(text, False)
+        added = self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0
+        encoding.truncate(max(0, limit - added), direction="left")
+        ids: list[int] = self._backend.post_process(encoding, None, add_special_tokens).ids
+        return ids
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Any:
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError):
             _refuse_lone_surrogates(text)
             raise
-        return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Text of token ids; ids that the tokenizer does not know vanish.

@@ -13,6 +13,8 @@ from renderer.prompt import Modality
 MAX_CACHE_SALT_CHARS = 128
 _FORBIDDEN_IN_CACHE_SALT = frozenset("@/\\\0")
 _UINT32_MAX = 2**32 - 1
+# Tokenizers that normalise may make one character of so many.
+_MAX_COMPOSED_CHARS = 4
 
 
 def chat(request: ChatRequest, config: RendererConfig, max_model_len: int) -> None:
@@ -67,19 +69,22 @@ def media(parts: Sequence[ImagePart], modalities: Sequence[Modality], config: Re
         raise RequestError(f"at most {limit} image(s) may be in one prompt, there are {len(parts)}", "image")
 
 
-def token_ids(ids: Sequence[int], family: Family) -> None:
+def token_ids(ids: Sequence[int], family: Family, field: str) -> None:
     """Refuse a prompt without tokens, with numbers that are no tokens, or with tokens of media not supported.
 
+    Args:
+        field: The request field that the tokens come from.
+
     Raises:
-        RequestError: Naming the reason.
+        RequestError: Naming the field.
     """
     if not ids:
-        raise RequestError("the prompt has no tokens", "prompt")
+        raise RequestError("the prompt has no tokens", field)
     if min(ids) < 0 or max(ids) > _UINT32_MAX:
-        raise RequestError("a token id is below 0 or above 2**32 - 1", "prompt")
+        raise RequestError("a token id is below 0 or above 2**32 - 1", field)
     for token_id in family.reserved_ids:
         if token_id in ids:
-            raise RequestError(f"the prompt holds token {token_id}, which stands for media not supported here")
+            raise RequestError(f"the prompt holds token {token_id}, which stands for media not supported", field)
 
 
 def length(tokens_in_prompt: int, max_model_len: int) -> None:
@@ -100,7 +105,7 @@ def text_length(text: str, max_token_chars: int, max_model_len: int) -> None:
     Raises:
         ContextLengthError: It is.
     """
-    if len(text) > max_token_chars * max_model_len:
+    if len(text) > _MAX_COMPOSED_CHARS * max_token_chars * max_model_len:
         raise ContextLengthError(
             f"the text has {len(text)} characters, too many for the model's length of {max_model_len} tokens",
             "input_text",

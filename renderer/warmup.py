@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,7 +87,7 @@ def _warmup_mm_processor(renderer: Renderer, processor: MultiModalProcessor, *, 
     images = _dummy_images(renderer)
     items = processor.identify([ImagePart(data=image) for image in images], None, {})
     for item in items:
-        renderer.media_pool.each(lambda item=item: processor.process(item, renderer.family))  # type: ignore[misc]
+        renderer.media_pool.each(partial(processor.process, item, renderer.family))
 
     def apply() -> None:
         lease = processor.lease()

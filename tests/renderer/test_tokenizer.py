@@ -40,6 +40,15 @@ def test_ids_are_hugging_faces(model: str, add_special_tokens: bool) -> None:
         assert tokenizer(path).decode(ids, skip_special_tokens=True) == hf.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("add_special_tokens", [False, True])
+def test_the_tail_of_a_text_is_hugging_faces_truncation(limit: int, add_special_tokens: bool) -> None:
+    path = str(checkpoint("llama"))
+    hf = AutoTokenizer.from_pretrained(path, truncation_side="left")
+    expected = hf(TEXTS[1], add_special_tokens=add_special_tokens, truncation=True, max_length=limit)["input_ids"]
+    assert tokenizer(path).encode_tail(TEXTS[1], add_special_tokens, limit) == expected
+
+
 @given(st.text())
 def test_text_survives_the_round_trip(text: str) -> None:
     assert tokenizer().decode(tokenizer().encode(text, False), skip_special_tokens=False) == text
