@@ -37,7 +37,9 @@ class Checkpoint:
         try:
             hf_config = AutoConfig.from_pretrained(config.model, **source)
             tokenizer = Tokenizer.load(config.model, config.revision, config.trust_remote_code)
-        except (OSError, ValueError) as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # Each of a checkpoint's files has a reader with errors of its own.
             raise ConfigError(f"cannot read the checkpoint {config.model!r}: {error}", "model") from error
         return cls(config.model, config.revision, config.trust_remote_code, hf_config, tokenizer)
 

@@ -36,6 +36,7 @@ def choose_family(checkpoint: Checkpoint, config: RendererConfig) -> Family:
 
 
 def _is_text_only(checkpoint: Checkpoint) -> bool:
-    """A causal language model whose configuration has no part beside the text model."""
-    is_causal = checkpoint.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return is_causal and checkpoint.config.get_text_config() is checkpoint.config and not checkpoint.config.sub_configs
+    """A decoder whose configuration has no part beside the text model."""
+    config = checkpoint.config
+    is_decoder = checkpoint.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    return is_decoder and config.get_text_config() is config and not config.sub_configs
