@@ -475,8 +475,9 @@ async def test_an_answer_that_declares_10_gb_is_not_read() -> None:
     async with serving({}) as server, fetching() as fetcher:
         head = OK + b"Content-Length: 10737418240\r\n\r\n"
         server.scripts = {"/": stall(lambda: server, head)}
-        await refusal(fetcher, server.url("/"), MediaUnreachableError)
+        message = await refusal(fetcher, server.url("/"), MediaUnreachableError)
         await asyncio.wait_for(server.left.wait(), 5)
+    assert message == "it exceeds 33554432 bytes"
 
 
 async def test_an_answer_of_the_very_limit_is_taken_and_one_byte_more_is_not() -> None:
@@ -661,8 +662,8 @@ async def test_retries_are_counted_over_the_whole_of_an_item() -> None:
 async def test_retries_wait_and_the_wait_doubles() -> None:
     clock = asyncio.get_running_loop().time
     began = clock()
-    await refusal_from(answer(b"", 503), backoff_s=0.1, retries=2)
-    assert clock() - began >= 0.3
+    await refusal_from(answer(b"", 503), backoff_s=0.1, retries=3)
+    assert clock() - began >= 0.7
 
 
 async def test_a_port_where_nothing_listens_is_unreachable() -> None:
@@ -690,12 +691,13 @@ async def test_a_kept_connection_that_the_host_closed_is_replaced() -> None:
 
 async def test_tls_is_trusted_by_the_name_of_the_url_while_the_address_is_the_checked_one(tmp_path: Path) -> None:
     context, pem = certificate(tmp_path, "images.test")
-    names = Names(images_test=[["127.0.0.1"]])
+    names = Names(images_test=[["127.0.0.1"]], images_test_=[["127.0.0.1"]])
     async with serving({"/": answer(PICTURE)}, tls=context) as server, fetching(names, ca_file=pem) as fetcher:
         assert await fetcher.fetch(server.url("/", scheme="https"), 0) == PICTURE
-    assert server.server_names == ["images.test"]
+        assert await fetcher.fetch(server.url("/", "images.test.", "https"), 0) == PICTURE
+    assert server.server_names == ["images.test"] * 2
     assert server.requests[0].headers["host"] == f"images.test:{server.port}"
-    assert names.asked == ["images.test"]
+    assert names.asked == ["images.test", "images.test."]
 
 
 @pytest.mark.parametrize(("host", "trusted"), [("images.test", False), ("other.test", True), ("127.0.0.1", True)])
