@@ -27,6 +27,9 @@ class CoupledEngine(Engine, Protocol):
     @property
     def sender_cache(self) -> SenderCache | None: ...
 
+    @property
+    def max_model_len(self) -> int: ...
+
 
 class EngineReplica(RenderOnly):
     """One engine replica. It is warm before anybody can reach it: Serve waits for the constructor.
@@ -79,9 +82,14 @@ class EngineReplica(RenderOnly):
                 for prompt in prompts:
                     _release(prompt)
 
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together that renderer and engine both take."""
+        return min(self.renderer.max_model_len, self.engine.max_model_len)
+
     async def report(self) -> ReplicaReport:
         """This replica's record, its caches' and its engine's statistics."""
-        return self.record.report(self.renderer.max_model_len, self.caches, await self.engine.stats())
+        return self.record.report(self.max_model_len, self.caches, await self.engine.stats())
 
     async def clear_mm_cache(self) -> None:
         """Empty the processors' caches, and with them what the engine holds."""
@@ -125,7 +133,7 @@ class EngineReplica(RenderOnly):
     ) -> AsyncGenerator[Delta]:
         """The deltas of all choices as they come."""
         defaults, length = self.renderer.generation_defaults, len(prompts[0].token_ids)
-        params = resolve(call.sampling, defaults, length, self.renderer.max_model_len)
+        params = resolve(call.sampling, defaults, length, self.max_model_len)
         streams = [
             deltas(self._outputs(call, choice, prompt, params), text, call.every)
             for choice, prompt, text in zip(call.choices, prompts, texts, strict=True)
