@@ -66,19 +66,37 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class SingleTokens:
+    """Sequences with one new token each.
+
+    Attributes:
+        tables: int64 [sequences, most blocks], what they attend to, padded with the null block.
+        mask: [sequences, 1, 1, slots of most blocks], added to the scores: 0, or -inf beyond a sequence's length.
+    """
+
+    tables: torch.Tensor
+    mask: torch.Tensor
+
+    @classmethod
+    def of(cls, tables: torch.Tensor, lengths: torch.Tensor, block_size: int, dtype: torch.dtype) -> SingleTokens:
+        beyond = torch.arange(tables.shape[1] * block_size, device=tables.device) >= lengths[:, None]
+        mask = torch.zeros(beyond.shape, dtype=dtype, device=tables.device).masked_fill_(beyond, -torch.inf)
+        return cls(tables, mask[:, None, None])
+
+
+@dataclass(frozen=True, slots=True)
 class PagedBatch:
     """Where the packed tokens go and what they see.
 
     Attributes:
         slots: int64 [tokens], where their keys and values are written.
-        tables: int64 [single, most blocks], what the first rows, one token a sequence, attend to; 0 is padding.
-        mask: [single, 1, 1, slots of most blocks], added to their scores: 0, or -inf beyond a sequence's length.
+        single: The first rows, if they are single tokens.
+        prefills: The rows after them.
     """
 
     pool: KVPool
     slots: torch.Tensor
-    tables: torch.Tensor
-    mask: torch.Tensor
+    single: SingleTokens | None
     prefills: tuple[Prefill, ...]
 
 
@@ -106,8 +124,9 @@ def paged_attention(
     keys.flatten(0, 1).index_copy_(0, paged.slots, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, paged.slots, value[0].transpose(0, 1))
     parts = []
-    if len(paged.tables):
-        parts.append(_attend_single(query[0, :, : len(paged.tables)], keys, values, paged, scaling))
+    if paged.single is not None:
+        rows = query[0, :, : len(paged.single.tables)]
+        parts.append(_attend_single(rows, keys, values, paged.single, scaling))
     parts += [
         _attend_chunk(query[0, :, prefill.start : prefill.end], keys, values, prefill, scaling)
         for prefill in paged.prefills
@@ -116,16 +135,16 @@ def paged_attention(
 
 
 def _attend_single(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, paged: PagedBatch, scaling: float
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, single: SingleTokens, scaling: float
 ) -> torch.Tensor:
     """[heads, sequences, size] -> [sequences, heads, size]. The heads of a group are the rows of one small matrix."""
     heads, count, size = query.shape
     grouped = query.transpose(0, 1).reshape(count, keys.shape[2], -1, size)
     out = scaled_dot_product_attention(
         grouped,
-        _gather(keys, paged.tables).transpose(1, 2),
-        _gather(values, paged.tables).transpose(1, 2),
-        attn_mask=paged.mask,
+        _gather(keys, single.tables).transpose(1, 2),
+        _gather(values, single.tables).transpose(1, 2),
+        attn_mask=single.mask,
         scale=scaling,
     )
     return out.reshape(count, heads, size)

@@ -11,9 +11,11 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from engine.attention import PAGED, KVPool, KVShape, PagedBatch, Prefill
+from engine.attention import PAGED, KVPool, KVShape, PagedBatch, Prefill, SingleTokens
+from engine.blocks import NULL_BLOCK
 from engine.config import EngineConfig
 from engine.families import Family, find_family
+from engine.graphs import DecodeGraphs, DecodeInputs
 from engine.scheduler import Chunk
 from renderer.errors import ConfigError
 from renderer.prompt import Tensors
@@ -43,6 +45,7 @@ class Model:
         self.num_blocks = config.kv_cache_bytes // (shape.token_bytes * config.block_size) - 1
         if self.num_blocks < 1:
             raise ConfigError(f"kv_cache_bytes={config.kv_cache_bytes} has no room for a block beside the empty one")
+        self._graphs: DecodeGraphs | None = None
         self._pool = KVPool(shape, self.num_blocks + 1, config.block_size, self.device)
 
     @torch.inference_mode()
@@ -53,21 +56,50 @@ class Model:
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Compute the chunks' tokens; return float32 logits [chunks that sample, vocabulary], in their order."""
-        ids = np.concatenate([chunk.request.tokens[chunk.start : chunk.end] for chunk in chunks])
+        ids = np.concatenate([chunk.request.tokens[chunk.start : chunk.end] for chunk in chunks]).astype(np.int64)
         positions = np.concatenate([chunk.request.positions_of(chunk.start, chunk.end) for chunk in chunks], axis=1)
-        embeds = self._embed(self._tensor(ids.astype(np.int64)))
-        place = self._tensor(positions)
+        if self._graphs is not None and len(ids) == len(chunks) and all(chunk.samples for chunk in chunks):
+            logits = self._graphs.run(ids, positions, *self._tables(chunks))
+            if logits is not None:
+                return logits
+        embeds = self._embed(self._tensor(ids))
+        visual = self._place_items(embeds, chunks)
+        hidden = self._decode(embeds, self._tensor(positions), self._batch(chunks), **visual)
+        ends = np.cumsum([chunk.end - chunk.start for chunk in chunks]) - 1
+        return self._logits(hidden[self._tensor(ends[[chunk.samples for chunk in chunks]])])
+
+    @torch.inference_mode()
+    def capture_graphs(self, max_seqs: int, max_tokens: int) -> None:
+        """Make decode steps of up to so many sequences, and tokens a sequence, cheap to launch. CUDA alone."""
+        if self.device.type == "cuda":
+            rows, size = self.family.position_rows, self._block_size
+            budget = 2 * self.num_blocks
+            self._graphs = DecodeGraphs(self._step, rows, size, max_seqs, self._blocks(max_tokens), budget)
+
+    def _step(self, inputs: DecodeInputs) -> torch.Tensor:
+        """A decode step of which nothing leaves the device."""
+        single = SingleTokens.of(inputs.tables, inputs.lengths, self._block_size, self.dtype)
+        last = (inputs.lengths - 1)[:, None]
+        blocks = inputs.tables.gather(1, last // self._block_size)
+        slots = (blocks * self._block_size + last % self._block_size).flatten()
+        batch = PagedBatch(self._pool, slots, single, ())
+        return self._logits(self._decode(self._embed(inputs.ids), inputs.positions, batch))
+
+    def _decode(self, embeds: torch.Tensor, positions: torch.Tensor, batch: PagedBatch, **visual: Any) -> torch.Tensor:
+        """[tokens, hidden size] -> the same; positions int64 [rows, tokens]."""
         output = self._decoder(
             inputs_embeds=embeds[None],
-            position_ids=place[:, None] if self.family.position_rows > 1 else place,
+            position_ids=positions[:, None] if self.family.position_rows > 1 else positions,
             past_key_values=None,
             use_cache=False,
-            paged=self._batch(chunks),
-            **self._place_items(embeds, chunks),
+            paged=batch,
+            **visual,
         )
-        ends = np.cumsum([chunk.end - chunk.start for chunk in chunks]) - 1
-        rows = ends[[chunk.samples for chunk in chunks]]
-        logits: torch.Tensor = self._head(output.last_hidden_state[0, self._tensor(rows)])
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._head(hidden)
         return logits.float()
 
     def _place_items(self, embeds: torch.Tensor, chunks: Sequence[Chunk]) -> dict[str, Any]:
@@ -93,20 +125,21 @@ class Model:
     def _batch(self, chunks: Sequence[Chunk]) -> PagedBatch:
         slots = np.concatenate([self._slots(chunk) for chunk in chunks])
         single = [chunk for chunk in chunks if chunk.end - chunk.start == 1]
-        lengths = np.array([chunk.end for chunk in single], dtype=np.int64)
-        most_blocks = self._blocks(int(lengths.max(initial=0)))
-        tables = np.zeros((len(single), most_blocks), dtype=np.int64)
-        for table, chunk in zip(tables, single, strict=True):
-            table[: self._blocks(chunk.end)] = chunk.request.block_table[: self._blocks(chunk.end)]
-        beyond = np.arange(most_blocks * self._block_size) >= lengths[:, None]
-        mask = np.where(beyond, np.float32(-np.inf), np.float32(0))[:, None, None]
         prefills, row = [], len(single)
         for chunk in chunks[len(single) :]:
             prefills.append(self._prefill(chunk, row))
             row += chunk.end - chunk.start
-        return PagedBatch(
-            self._pool, self._tensor(slots), self._tensor(tables), self._tensor(mask).to(self.dtype), tuple(prefills)
-        )
+        tables, lengths = map(self._tensor, self._tables(single))
+        tokens = SingleTokens.of(tables, lengths, self._block_size, self.dtype) if single else None
+        return PagedBatch(self._pool, self._tensor(slots), tokens, tuple(prefills))
+
+    def _tables(self, single: Sequence[Chunk]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Block tables, padded with the null block, and lengths of sequences with one new token."""
+        counts = [self._blocks(chunk.end) for chunk in single]
+        tables = np.full((len(single), max(counts, default=0)), NULL_BLOCK, dtype=np.int64)
+        for table, chunk, count in zip(tables, single, counts, strict=True):
+            table[:count] = chunk.request.block_table[:count]
+        return tables, np.array([chunk.end for chunk in single], dtype=np.int64)
 
     def _prefill(self, chunk: Chunk, row: int) -> Prefill:
         length = chunk.end - chunk.start

@@ -28,6 +28,10 @@ def warm_up(worker: Worker) -> dict[str, float]:
         WarmupError: A request of the warm-up failed.
     """
     seconds = {}
+    if worker.model.device.type == "cuda":
+        started = time.perf_counter()
+        worker.model.capture_graphs(worker.config.max_num_seqs, worker.admission.max_model_len)
+        seconds["decode_graphs"] = time.perf_counter() - started
     for name, requests in _plan(worker):
         started = time.perf_counter()
         _run(worker, name, requests)

@@ -100,11 +100,12 @@ def normalise(pixels: torch.Tensor, form: PixelFormat, channel_axis: int) -> tor
     """Raw pixels as float32, rescaled and normalised; others as they are."""
     if pixels.dtype != torch.uint8:
         return pixels
+    values = pixels.float()
     shape = [1] * pixels.ndim
     shape[channel_axis] = len(form.mean)
     mean = torch.tensor(form.mean, device=pixels.device).view(shape)
     std = torch.tensor(form.std, device=pixels.device).view(shape)
-    return (pixels.float() * form.scale - mean) / std
+    return values.mul_(form.scale).sub_(mean).div_(std)
 
 
 def take(tensors: Tensors, required: Sequence[str], optional: Sequence[str] = ()) -> list[NDArray[Any]]:

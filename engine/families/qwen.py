@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.families.base import ImageFamily, PlacedItem, check_pixels, take
+from engine.varlen import VARLEN
 from renderer.errors import RequestError
 from renderer.prompt import PlaceholderRange, Tensors
 
@@ -20,6 +21,11 @@ class QwenVL(ImageFamily):
     """`pixel_values` uint8 (raw) or float [patches, channels * time * patch * patch], `image_grid_thw` int64 [3]."""
 
     position_rows = 3
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        if self._device.type == "cuda" and self._dtype in (torch.float16, torch.bfloat16):
+            model.get_encoder("image").config._attn_implementation = VARLEN
 
     @property
     def largest_item(self) -> int:
