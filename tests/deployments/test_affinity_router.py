@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
 
 from deployments.affinity import rank
+from deployments.running import running_replicas
 
 DEADLINE_S = 60.0
 SLOTS = 16
@@ -188,6 +189,10 @@ async def test_processes_that_share_nothing_agree_on_every_key(toys: Toys) -> No
     assert len(names) == REPLICAS
     assert [await toys.ask(key) for key in keys] == expected
     assert await toys.caller.ask.remote(keys) == expected
+
+
+async def test_a_handle_knows_how_many_replicas_it_reaches(toys: Toys) -> None:
+    assert running_replicas(toys.handle) == REPLICAS
 
 
 async def test_a_session_id_of_the_handle_is_a_key_too(toys: Toys) -> None:
