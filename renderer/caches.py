@@ -74,8 +74,9 @@ class ProcessorCache:
         with self._lock:
             return replace(self._stats, entries=len(self._items))
 
-    def lease(self) -> None:
+    def lease(self) -> Lease | None:
         """None: its items are handed out with their tensors, so nothing has to stay."""
+        return None
 
     def look_up(self, key: str, lease: Lease | None = None) -> ProcessedItem | None:
         with self._lock:

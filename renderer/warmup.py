@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("greenroom.renderer")
 
 USUAL_SIZE = ImageSize(640, 480)
+# The memory allocator settles on how it serves a size when that is freed and asked for again.
+_ROUNDS = 3
 _TEXT = "Warm-up: one sentence of plain text, some digits 0123456789, and a word beyond ASCII: naïve."
 
 
@@ -86,7 +88,8 @@ def _warmup_mm_processor(renderer: Renderer, processor: MultiModalProcessor, *, 
     started = time.perf_counter()
     images = _dummy_images(renderer)
     items = processor.identify([ImagePart(data=image) for image in images], None, {})
-    for item in items:
+    *usual, largest = items
+    for item in (largest, *usual * _ROUNDS):
         renderer.media_pool.each(partial(processor.process, item, renderer.family))
 
     def apply() -> None:
@@ -113,7 +116,7 @@ def _warmup_chat_template(renderer: Renderer) -> None:
 
 
 def _dummy_images(renderer: Renderer) -> list[bytes]:
-    """Encoded images: of a usual size in the usual formats, and of the largest size that the model takes."""
+    """Encoded images: of a usual size in the usual formats; the last of the largest size that the model takes."""
     largest = renderer.family.largest_image(renderer.max_model_len)
     usual = _picture(USUAL_SIZE)
     return [*(_encoded(usual, form) for form in ("JPEG", "PNG", "WEBP")), _encoded(_picture(largest), "JPEG")]

@@ -1,0 +1,241 @@
+"""Items are processed once each, through one cache, whoever asks and whoever leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from renderer.caches import CacheStats, MediaCache, ProcessorCache, SenderCache
+from renderer.conversation import ImagePart
+from renderer.errors import CacheMissError, MediaError, RequestError
+from renderer.media import MediaItem
+from renderer.processor import MultiModalProcessor
+from renderer.prompt import PlaceholderRange, PromptItem, Tensors
+from renderer.renderer import Renderer
+from renderer.threads import WarmPool
+from tests.renderer.builders import LIMITS, image_part, photo
+
+DEADLINE_S = 20
+
+
+class Watched:
+    """A family that counts what it is asked for, and can be held in the middle of it."""
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+        self.processed: Counter[bytes] = Counter()
+        self.threads: set[str] = set()
+        self.entered = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.go.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def tensors(self, pixels: Any) -> Tensors:
+        self.processed[pixels.tobytes()] += 1
+        self.threads.add(threading.current_thread().name)
+        self.entered.release()
+        assert self.go.wait(DEADLINE_S)
+        tensors: Tensors = self._family.tensors(pixels)
+        return tensors
+
+
+@pytest.fixture
+def pool() -> Iterator[WarmPool]:
+    pool = WarmPool(3, "media")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def family(shared: Renderer) -> Watched:
+    return Watched(shared.family)
+
+
+def processor(pool: WarmPool, cache: MediaCache | None = None) -> MultiModalProcessor:
+    return MultiModalProcessor("model", cache, pool, LIMITS, max_uuid_length=64)
+
+
+def identified(
+    own: MultiModalProcessor, *parts: ImagePart, salt: str | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[MediaItem, ...]:
+    return own.identify(parts, salt, options or {})
+
+
+def values(own: MultiModalProcessor, items: Sequence[MediaItem], family: Watched) -> list[bytes]:
+    """The tensors of every item, as bytes to compare."""
+    results = own.apply(items, family, None)
+    return [b"".join(t.tobytes() for t in (result.tensors or {}).values()) for result in results]
+
+
+def test_every_item_gets_its_own_tensors_in_order(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool)
+    alone = [values(own, identified(own, image_part(seed)), family)[0] for seed in range(5)]
+    assert len(set(alone)) == 5
+    assert values(own, identified(own, *map(image_part, range(5))), family) == alone
+    assert values(own, identified(own, *map(image_part, (3, 1, 3))), family) == [alone[3], alone[1], alone[3]]
+
+
+def test_equal_items_of_a_request_are_processed_once(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool)
+    values(own, identified(own, image_part(), image_part(1), image_part(), image_part()), family)
+    assert sorted(family.processed.values()) == [1, 1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_equal_items_under_way_at_the_same_time_are_processed_once(
+    pool: WarmPool, family: Watched, cached: bool
+) -> None:
+    own = processor(pool, ProcessorCache(10**8) if cached else None)
+    family.go.clear()
+    with ThreadPoolExecutor(6) as clients:
+        first = clients.submit(values, own, identified(own, image_part()), family)
+        assert family.entered.acquire(timeout=DEADLINE_S)
+        others = [clients.submit(values, own, identified(own, image_part()), family) for _ in range(5)]
+        family.go.set()
+        results = [client.result(DEADLINE_S) for client in (first, *others)]
+    assert all(result == results[0] for result in results)
+    if cached:
+        assert list(family.processed.values()) == [1]
+
+
+def test_items_of_a_request_are_processed_at_the_same_time(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool)
+    family.go.clear()
+    with ThreadPoolExecutor(1) as client:
+        result = client.submit(values, own, identified(own, *map(image_part, range(3))), family)
+        for _ in range(3):
+            assert family.entered.acquire(timeout=DEADLINE_S)
+        family.go.set()
+        assert len(result.result(DEADLINE_S)) == 3
+
+
+def test_a_cached_item_is_not_processed_again(pool: WarmPool, family: Watched) -> None:
+    cache = ProcessorCache(10**8)
+    own = processor(pool, cache)
+    first, second = (values(own, identified(own, image_part()), family) for _ in range(2))
+    assert first == second
+    assert list(family.processed.values()) == [1]
+    assert (cache.stats.hits, cache.stats.misses, cache.stats.entries) == (1, 1, 1)
+
+
+def test_an_item_that_the_engine_holds_comes_without_tensors(pool: WarmPool, family: Watched) -> None:
+    cache = SenderCache(10**8)
+    own = processor(pool, cache)
+    items = identified(own, image_part())
+    with cache.lease() as lease:
+        fresh = own.apply(items, family, lease)[0]
+        assert fresh.tensors is not None
+        assert lease.keys == [items[0].cache_key]
+        cache.commit([PromptItem("hash", items[0].cache_key, PlaceholderRange(0, 1), fresh.tensors, fresh.size)])
+    with cache.lease() as lease:
+        assert own.apply(items, family, lease)[0].tensors is None
+    assert list(family.processed.values()) == [1]
+
+
+def test_the_same_picture_under_other_options_is_another_item(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    plain = identified(own, image_part())
+    smaller = identified(own, image_part(), options={"max_pixels": 12544})
+    assert plain[0].cache_key != smaller[0].cache_key
+    assert plain[0].mm_hash != smaller[0].mm_hash
+
+
+def test_a_uuid_stands_for_what_this_tenant_last_sent_under_it(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    named = identified(own, image_part(1, uuid="mine"))
+    sent = values(own, named, family)
+    again = identified(own, ImagePart(uuid="mine"))
+    assert values(own, again, family) == sent
+    assert (again[0].mm_hash, again[0].cache_key, again[0].size) == ("mine", named[0].cache_key, named[0].size)
+    renamed = values(own, identified(own, image_part(2, uuid="mine")), family)
+    assert renamed != sent
+    assert values(own, identified(own, ImagePart(uuid="mine")), family) == renamed
+
+
+@pytest.mark.parametrize("other", [{"salt": "b"}, {"salt": None}, {"salt": "a", "options": {"max_pixels": 12544}}])
+def test_a_uuid_means_nothing_to_another_tenant_or_under_other_options(
+    pool: WarmPool, family: Watched, other: dict[str, Any]
+) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    values(own, identified(own, image_part(uuid="mine"), salt="a"), family)
+    with pytest.raises(CacheMissError, match="image 0 came without data"):
+        identified(own, ImagePart(uuid="mine"), **other)
+
+
+def test_a_uuid_never_answers_for_content(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    victim = identified(own, image_part(1))[0]
+    values(own, identified(own, image_part(2, uuid=victim.mm_hash)), family)
+    plain = processor(pool)
+    expected = values(plain, identified(plain, image_part(1)), family)
+    assert values(own, identified(own, image_part(1)), family) == expected
+
+
+def test_a_uuid_whose_content_is_gone_is_a_cache_miss(pool: WarmPool, family: Watched) -> None:
+    cache = ProcessorCache(10**8)
+    own = processor(pool, cache)
+    values(own, identified(own, image_part(uuid="mine")), family)
+    cache.clear_cache()
+    with pytest.raises(CacheMissError, match="image 1 came without data"):
+        values(own, identified(own, image_part(1), ImagePart(uuid="mine")), family)
+
+
+def test_a_uuid_that_is_too_long_is_refused(pool: WarmPool) -> None:
+    with pytest.raises(RequestError, match="65 characters"):
+        identified(processor(pool), image_part(uuid="x" * 65))
+
+
+def test_a_broken_image_fails_everybody_who_waits_for_it_each_by_its_own_place(pool: WarmPool, family: Watched) -> None:
+    own, go = processor(pool), threading.Event()
+    broken = ImagePart(data=photo()[:-400])
+
+    blocked = [pool.submit(go.wait, DEADLINE_S) for _ in range(pool.size)]
+    with ThreadPoolExecutor(2) as clients:
+        first = clients.submit(own.apply, identified(own, broken), family, None)
+        second = clients.submit(own.apply, identified(own, image_part(1), broken), family, None)
+        go.set()
+        for client, place in ((first, 0), (second, 1)):
+            error = client.exception(DEADLINE_S)
+            assert isinstance(error, MediaError)
+            assert error.index == place
+    assert all(job.result(DEADLINE_S) for job in blocked)
+
+
+def test_a_failure_leaves_nothing_under_way(pool: WarmPool, family: Watched) -> None:
+    cache = ProcessorCache(10**8)
+    own = processor(pool, cache)
+    items = identified(own, ImagePart(data=photo()[:-400]))
+    for _ in range(2):
+        with pytest.raises(MediaError):
+            own.apply(items, family, None)
+    assert cache.stats == CacheStats(misses=2)
+
+
+def test_cached_tensors_cannot_be_changed_by_who_gets_them(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool)
+    tensors = own.apply(identified(own, image_part()), family, None)[0].tensors
+    assert tensors is not None
+    for tensor in tensors.values():
+        with pytest.raises(ValueError, match="read-only"):
+            tensor[...] = 0
+
+
+def test_processing_happens_in_the_pools_threads_alone(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool)
+    values(own, identified(own, *map(image_part, range(4))), family)
+    assert all(name.startswith("media") for name in family.threads)
+
+
+def test_forgotten_names_are_unknown(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    values(own, identified(own, image_part(uuid="mine")), family)
+    own.clear_names()
+    with pytest.raises(CacheMissError):
+        identified(own, ImagePart(uuid="mine"))
