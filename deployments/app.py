@@ -4,12 +4,12 @@
                                 '----> EngineReplica (generation)
     build_render:  client -> RenderIngress
 
+Serve reads the annotation of a builder's parameter to validate `args`, so annotations here are not postponed.
+
 Everything about a deployment that is not a matter of size is set here. Sizes (`num_replicas`, `autoscaling_config`,
 `ray_actor_options`) have defaults here and belong into the `deployments` section of the config file, which wins; Serve
 replaces such an option there as a whole.
 """
-
-from __future__ import annotations
 
 from typing import Any
 

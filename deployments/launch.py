@@ -120,6 +120,8 @@ def serve(config: dict[str, Any]) -> int:
         yaml.safe_dump(config, file)
         file.flush()
         command = [str(Path(sys.executable).parent / "serve"), "run", file.name]
+        # A shell starts what it puts into the background with SIGINT ignored, and a child would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(command, env=ray_environment(os.environ))
         # Ctrl-C reaches the child by itself, through the terminal's process group; SIGTERM has to be passed on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
