@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +11,12 @@ from engine.config import EngineConfig
 from engine.grammar import Grammar, Grammars, require
 from engine.messages import Submit
 from engine.model import Model
+from engine.protocol import SamplingParams
 from engine.request import Request, RequestItem, new_seed
 from renderer.errors import ConfigError, ContextLengthError, RequestError
 from renderer.prompt import PlaceholderRange, Tensors
+
+_SMALLEST, _LARGEST = 1e-9, 1e9
 
 
 class Admission:
@@ -28,6 +32,7 @@ class Admission:
         """Raises RequestError for a request that can never be served."""
         prompt, prior, params = message.token_ids, message.prior_output_ids, message.params
         total = len(prompt) + params.max_tokens
+        self._check_params(params)
         self._check_length(len(prompt), params.max_tokens)
         self._check_tokens(message)
         for index, (item, place) in enumerate(zip(tensors, message.ranges, strict=True)):
@@ -56,8 +61,6 @@ class Admission:
     def _check_length(self, prompt: int, max_tokens: int) -> None:
         if prompt == 0:
             raise RequestError("the prompt has no tokens", "prompt")
-        if max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, got {max_tokens}", "max_tokens")
         if prompt + max_tokens > self.max_model_len:
             raise ContextLengthError(
                 f"{prompt} prompt tokens and {max_tokens} tokens of output exceed the {self.max_model_len} tokens "
@@ -67,9 +70,33 @@ class Admission:
 
     def _check_tokens(self, message: Submit) -> None:
         limit = self._model.vocab_size
-        for ids in (message.token_ids, message.prior_output_ids, np.array(message.params.stop_token_ids)):
+        fields = {
+            "prompt": message.token_ids,
+            "prior_output_ids": message.prior_output_ids,
+            "stop_token_ids": np.array(message.params.stop_token_ids),
+        }
+        for field, ids in fields.items():
             if len(ids) and (ids.min() < 0 or ids.max() >= limit):
-                raise RequestError(f"a token id is outside the vocabulary of {limit} tokens", "prompt")
+                raise RequestError(f"a token of {field} is outside the vocabulary of {limit} tokens", field)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        """What is out of bounds here would fail a step, and with it every request of the step."""
+        bounds: dict[str, tuple[float, float]] = {
+            "max_tokens": (1, math.inf),
+            "min_tokens": (0, math.inf),
+            "temperature": (0, _LARGEST),
+            "top_p": (_SMALLEST, 1),
+            "top_k": (0, math.inf),
+            "min_p": (0, 1),
+            "presence_penalty": (-_LARGEST, _LARGEST),
+            "frequency_penalty": (-_LARGEST, _LARGEST),
+            "repetition_penalty": (_SMALLEST, _LARGEST),
+            "logprobs": (0, self._model.vocab_size),
+        }
+        for field, (low, high) in bounds.items():
+            value = getattr(params, field)
+            if value is not None and not low <= value <= high:  # written so that NaN is refused
+                raise RequestError(f"{field} must be between {low} and {high}, got {value}", field)
 
     def _check_item(self, index: int, tensors: Tensors, place: PlaceholderRange) -> None:
         try:

@@ -21,7 +21,9 @@ class EngineConfig(BaseModel):
         None, ge=1, description="Tokens of prompt and output together; None: the model's."
     )
     max_num_seqs: int = Field(32, ge=1, description="Requests in one step; the others wait.")
-    max_num_batched_tokens: int = Field(2048, ge=16, description="Tokens of one step, prefill chunks included.")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=16, description="Tokens of one step, prefill chunks included; None: 2048, on the CPU 256."
+    )
     block_size: int = Field(16, ge=1, description="Tokens of a KV block.")
     kv_cache_bytes: int = Field(256 * MIB, ge=1)
     mm_cache_bytes: int = Field(512 * MIB, ge=0, description="Of the receiver cache, and so of the sender cache.")

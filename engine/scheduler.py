@@ -53,13 +53,18 @@ class Step:
 
 
 class Scheduler:
-    def __init__(self, config: EngineConfig, pool: BlockPool, encoder_cache: EncoderCache) -> None:
+    """
+    Args:
+        budget: Tokens of one step at most; encoder outputs too, though always those of one item.
+    """
+
+    def __init__(self, config: EngineConfig, budget: int, pool: BlockPool, encoder_cache: EncoderCache) -> None:
         self._pool = pool
         self._encoder_cache = encoder_cache
         self._block_size = config.block_size
-        self._budget = config.max_num_batched_tokens
+        self.budget = budget
         # Each running request gets at least one token a step, so there are never more of them than the budget has.
-        self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
+        self._max_running = min(config.max_num_seqs, budget)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -89,7 +94,7 @@ class Scheduler:
 
     def schedule(self) -> Step:
         step = Step()
-        budget, embeds = self._budget, self._budget
+        budget, embeds = self.budget, self.budget
         decoding = [request for request in self.running if request.num_tokens - request.computed == 1]
         prefilling = [request for request in self.running if request.num_tokens - request.computed > 1]
         slack = budget - len(self.running)

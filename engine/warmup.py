@@ -47,7 +47,7 @@ def _plan(worker: Worker) -> Iterator[tuple[str, list[Submit]]]:
     if largest:
         yield "encoder_largest", [_picture(worker, largest)]
         yield "encoder_usual", [_picture(worker, min(largest, _USUAL_ITEM))]
-    yield "prefill", [_text(0, min(longest - 1, worker.config.max_num_batched_tokens), 1)]
+    yield "prefill", [_text(0, min(longest - 1, worker.scheduler.budget), 1)]
     count = 1
     while count <= worker.config.max_num_seqs:
         yield f"decode_{count}", [_text(key, min(longest - _DECODE_STEPS, 16), _DECODE_STEPS) for key in range(count)]

@@ -28,6 +28,10 @@ from renderer.prompt import Tensors, tensor_bytes
 logger = logging.getLogger("greenroom.engine.worker")
 
 
+# A step that prefills delays those that decode: its tokens are bounded so that it takes about a tenth of a second.
+_CPU_TOKENS, _DEVICE_TOKENS = 256, 2048
+
+
 class Worker:
     """The model, its caches and its requests."""
 
@@ -39,7 +43,8 @@ class Worker:
         self.pool = BlockPool(self.model.num_blocks)
         self.receiver = ReceiverCache()
         self.encoder_cache = EncoderCache(config.encoder_cache_bytes)
-        self.scheduler = Scheduler(config, self.pool, self.encoder_cache)
+        budget = config.max_num_batched_tokens or (_CPU_TOKENS if self.model.device.type == "cpu" else _DEVICE_TOKENS)
+        self.scheduler = Scheduler(config, budget, self.pool, self.encoder_cache)
         self.requests: dict[int, Request] = {}
         self._outputs: list[tuple[int, EngineOutput]] = []
         self._failures: list[tuple[int, GreenroomError]] = []
