@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,30 +14,42 @@ from engine.protocol import SamplingParams
 from renderer.conversation import CompletionRequest
 from renderer.family import Field
 from renderer.prompt import PromptItem, RenderedPrompt
-from renderer.wire import encode_item, encode_metadata
+from renderer.wire import FloatType, encode_item, encode_metadata
 
 OUTPUT_DELTA, OUTPUT_FINAL = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCodec:
+    """How a model's items travel.
+
+    Attributes:
+        fields: How an engine joins the tensors of a batch, by tensor name.
+        float_type: What float32 tensors become.
+    """
+
+    fields: Mapping[str, Field]
+    float_type: FloatType = "bfloat16"
 
 
 def render_answer(
     call: RenderCall,
     prompts: Sequence[RenderedPrompt],
     params: Sequence[SamplingParams],
-    fields: Mapping[str, Field],
+    codec: ItemCodec,
 ) -> bytes:
     """One generate request for a chat or for token ids, a list of them for completions.
 
     Args:
         params: What an engine would be told, one for each prompt.
-        fields: How an engine joins the tensors of a batch, by tensor name.
     """
     envelope, sampling = call.envelope, call.sampling
     if not isinstance(call.request, CompletionRequest):
         request_id = f"chatcmpl-{envelope.request_id}"
-        return orjson.dumps(_generate_request(request_id, envelope, sampling, prompts[0], params[0], fields))
+        return orjson.dumps(_generate_request(request_id, envelope, sampling, prompts[0], params[0], codec))
     ids = completion_ids(envelope.request_id, len(prompts))
     requests = [
-        _generate_request(request_id, envelope, sampling, prompt, own, fields)
+        _generate_request(request_id, envelope, sampling, prompt, own, codec)
         for request_id, prompt, own in zip(ids, prompts, params, strict=True)
     ]
     return orjson.dumps(requests)
@@ -55,13 +68,13 @@ def _generate_request(
     sampling: SamplingRequest,
     prompt: RenderedPrompt,
     params: SamplingParams,
-    fields: Mapping[str, Field],
+    codec: ItemCodec,
 ) -> dict[str, Any]:
     return {
         "request_id": request_id,
         "token_ids": prompt.token_ids,
         "token_offsets": None,
-        "features": _features(prompt.items, fields) if prompt.items else None,
+        "features": _features(prompt.items, codec) if prompt.items else None,
         "content_parts": None,
         "sampling_params": _sampling_params(sampling, params, envelope.stream),
         "model": envelope.model,
@@ -78,12 +91,12 @@ def _generate_request(
     }
 
 
-def _features(items: Sequence[PromptItem], fields: Mapping[str, Field]) -> dict[str, Any]:
+def _features(items: Sequence[PromptItem], codec: ItemCodec) -> dict[str, Any]:
     """Hashes, ranges and tensors by modality; tensors and metadata null in a layout."""
     places = [{"offset": item.range.offset, "length": item.range.length} for item in items]
     tensors = [item.tensors for item in items if item.tensors is not None]
-    data = [_base64(encode_item(own, fields)) for own in tensors]
-    metadata = [_base64(encoded) for own in tensors if (encoded := encode_metadata(own, fields)) is not None]
+    data = [_base64(encode_item(own, codec.fields, codec.float_type)) for own in tensors]
+    metadata = [_base64(encoded) for own in tensors if (encoded := encode_metadata(own, codec.fields)) is not None]
     return {
         "mm_hashes": {"image": [item.mm_hash for item in items]},
         "mm_placeholders": {"image": places},

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deployments.calls import RenderCall, Rendering, Reply, Served, TokenizeCall, Tokenized
 from deployments.records import Record
-from deployments.render_answers import render_answer
+from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
 from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, SenderCache
@@ -44,6 +44,8 @@ class RenderOnly:
     def __init__(self, renderer: Renderer, record: Record) -> None:
         self.renderer = renderer
         self.record = record
+        dtype = renderer.config.dtype
+        self._codec = ItemCodec(renderer.family.fields, "bfloat16" if dtype == "auto" else dtype)
 
     async def render(self, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         """The prompts of a request, with tensors as numpy arrays where the call wants them."""
@@ -55,7 +57,7 @@ class RenderOnly:
         def work(clock: Clock) -> NDArray[np.uint8]:
             prompts = self._rendered(call, clock)
             params = [self._params(call, prompt) for prompt in prompts]
-            answer = render_answer(call, prompts, params, self.renderer.family.fields)
+            answer = render_answer(call, prompts, params, self._codec)
             clock.lap("write")
             return np.frombuffer(answer, np.uint8)
 
