@@ -10,7 +10,7 @@ from renderer.caches import Lease, ProcessedItem
 from renderer.errors import MediaError, RequestError
 from renderer.family import Family
 from renderer.media import MediaItem
-from renderer.placeholders import Replacement, expand
+from renderer.placeholders import Replacement
 from renderer.prompt import PlaceholderRange, PromptItem, RenderedPrompt
 
 
@@ -39,11 +39,12 @@ class Draft:
 
         Raises:
             MediaError: The model cannot take an image of that size.
-            RequestError: There are not as many placeholders as items.
+            RequestError: There are not as many placeholders as items, or no tokens at all.
         """
         replacements = [_replacement(family, item) for item in items]
-        placeholder_id = None if family.placeholder is None else family.placeholder.token_id
-        expanded, ranges = expand(token_ids, placeholder_id, replacements, field)
+        expanded, ranges = family.place(token_ids, replacements, field)
+        if not expanded:
+            raise RequestError("the prompt has no tokens", field)
         return cls(expanded, items, ranges, family, cache_salt)
 
     def prompt(self, processed: Sequence[ProcessedItem] | None = None, lease: Lease | None = None) -> RenderedPrompt:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from renderer.errors import RequestError
 from renderer.pixels import Pixels
-from renderer.placeholders import Replacement
-from renderer.prompt import ImageSize, Modality, Tensors
+from renderer.placeholders import Replacement, expand
+from renderer.prompt import ImageSize, Modality, PlaceholderRange, Tensors
 
 FieldKind = Literal["batched", "flat", "shared"]
 
@@ -47,8 +47,11 @@ class Family(Protocol):
     Attributes:
         name: As documented, for logs and errors.
         modalities: What its prompts may hold beside text.
-        placeholder: None where there are no modalities.
-        reserved_ids: Tokens that no prompt may hold: they stand for media that are not supported.
+        max_items: How many a prompt may hold; None: as many as fit.
+        placeholder: None where there are no modalities, and where the prompt has nothing to replace.
+        default_template: The chat template of checkpoints that have none.
+        reserved_ids: Tokens that no prompt may hold before its items are placed: they stand for what only the
+            renderer writes, or for media that are not supported.
         fields: Of every tensor of an item, by name.
     """
 
@@ -59,7 +62,13 @@ class Family(Protocol):
     def modalities(self) -> tuple[Modality, ...]: ...
 
     @property
+    def max_items(self) -> int | None: ...
+
+    @property
     def placeholder(self) -> Placeholder | None: ...
+
+    @property
+    def default_template(self) -> str | None: ...
 
     @property
     def reserved_ids(self) -> frozenset[int]: ...
@@ -81,6 +90,18 @@ class Family(Protocol):
             ValueError: The model cannot take an image of this size.
         """
 
+    def place(
+        self, token_ids: Sequence[int], replacements: Sequence[Replacement], field: str
+    ) -> tuple[list[int], tuple[PlaceholderRange, ...]]:
+        """Put the items' tokens into a prompt; return its ids and where the items stand.
+
+        Args:
+            field: The request field that the prompt comes from, for errors.
+
+        Raises:
+            RequestError: The prompt does not have a place for each item, or has more places than items.
+        """
+
     def tensors(self, pixels: Pixels) -> Tensors:
         """What the engine gets of an image.
 
@@ -98,7 +119,9 @@ class TextOnly:
 
     name: str = "text-only"
     modalities: tuple[Modality, ...] = ()
+    max_items: int | None = None
     placeholder: Placeholder | None = None
+    default_template: str | None = None
     reserved_ids: frozenset[int] = frozenset()
     fields: Mapping[str, Field] = field(default_factory=dict)
 
@@ -109,6 +132,11 @@ class TextOnly:
 
     def replacement(self, size: ImageSize) -> Replacement:
         raise ValueError("the model takes no images")
+
+    def place(
+        self, token_ids: Sequence[int], replacements: Sequence[Replacement], field: str
+    ) -> tuple[list[int], tuple[PlaceholderRange, ...]]:
+        return expand(token_ids, None, replacements, field)
 
     def tensors(self, pixels: Pixels) -> Tensors:
         raise ValueError("the model takes no images")

@@ -25,9 +25,9 @@ def template_messages(
     """Messages in the template's own form.
 
     Args:
-        placeholder_text: What stands for an image where content is one text.
+        placeholder_text: What stands for an image where content is one text; None where nothing does.
     """
-    rendered = [_template_message(message, template.content_format, placeholder_text or "") for message in messages]
+    rendered = [_template_message(message, template.content_format, placeholder_text) for message in messages]
     if template.knows_developer or all(message["role"] != "developer" for message in rendered):
         return rendered
     return _merged_system_messages(rendered)
@@ -61,7 +61,7 @@ def _parts(message: Message) -> tuple[Part, ...]:
     return (TextPart(message.content),) if isinstance(message.content, str) else message.content
 
 
-def _template_message(message: Message, form: ContentFormat, placeholder_text: str) -> dict[str, Any]:
+def _template_message(message: Message, form: ContentFormat, placeholder_text: str | None) -> dict[str, Any]:
     parts = _parts(message)
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     content: Any
@@ -70,7 +70,8 @@ def _template_message(message: Message, form: ContentFormat, placeholder_text: s
     elif form == "openai":
         content = [_template_part(part) for part in parts]
     else:
-        content = "\n".join([placeholder_text] * (len(parts) - len(texts)) + [text for text in texts if text or parts])
+        placeholders = [] if placeholder_text is None else [placeholder_text] * (len(parts) - len(texts))
+        content = "\n".join([*placeholders, *texts])
     return {"role": message.role, "content": content, **_template_extra(message)}
 
 

@@ -14,7 +14,11 @@ from renderer.prompt import ImageSize
 Pixels = NDArray[np.uint8]
 Backend = Literal["torchvision", "pil"]
 
-_TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+_TORCH_MODES = {
+    Image.Resampling.BILINEAR: "bilinear",
+    Image.Resampling.BICUBIC: "bicubic",
+    Image.Resampling.LANCZOS: "lanczos",
+}
 
 
 def resize(pixels: Pixels, size: ImageSize, resample: Image.Resampling, backend: Backend) -> Pixels:
@@ -22,7 +26,7 @@ def resize(pixels: Pixels, size: ImageSize, resample: Image.Resampling, backend:
 
     Args:
         pixels: uint8 [height, width, 3].
-        resample: BILINEAR or BICUBIC with backend "torchvision", any filter with "pil".
+        resample: BILINEAR, BICUBIC or LANCZOS with backend "torchvision", any filter with "pil".
         backend: Whose bytes to reproduce. torchvision resizes uint8 through torch's antialiased kernels, which are
             called here directly; Pillow's own filters differ from them by up to 3 levels.
 

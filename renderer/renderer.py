@@ -46,7 +46,7 @@ class Renderer:
         self.modalities: tuple[Modality, ...] = tuple(
             modality for modality in self.family.modalities if config.limit_mm_per_prompt.get(modality, 0) > 0
         )
-        self._templates = ChatTemplates(checkpoint.chat_template())
+        self._templates = ChatTemplates(checkpoint.chat_template() or self.family.default_template)
         self.request_pool = WarmPool(config.render_threads, "render")
         self.media_pool = WarmPool(config.media_threads, "media")
         own_cache = ProcessorCache(config.processor_cache_bytes) if config.processor_cache_bytes else None
@@ -168,7 +168,7 @@ class Renderer:
     def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor, bounded: bool = True) -> Draft:
         media = media_of(request.messages)
         validate.chat(request, self.config, self.max_model_len)
-        validate.media(media, self.modalities, self.config)
+        validate.media(media, self.modalities, self.config, self.family.max_items)
         limited = bounded and request.truncate_prompt_tokens is None
         token_ids = self._tokens(self._text(request), request.add_special_tokens, limited)
         draft = self._encode(token_ids, "messages", media, request, processor)
@@ -189,7 +189,7 @@ class Renderer:
 
     def _draft_tokens(self, request: TokensRequest, processor: MultiModalProcessor) -> Draft:
         validate.tokens(request, self.config)
-        validate.media(request.media, self.modalities, self.config)
+        validate.media(request.media, self.modalities, self.config, self.family.max_items)
         return self._encode(request.token_ids, "token_ids", request.media, request, processor)
 
     def _tokens(self, text: str, add_special_tokens: bool, limited: bool) -> list[int]:

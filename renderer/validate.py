@@ -58,19 +58,23 @@ def tokens(request: TokensRequest, config: RendererConfig) -> None:
     _cache_salt(request.cache_salt)
 
 
-def media(parts: Sequence[ImagePart], modalities: Sequence[Modality], config: RendererConfig) -> None:
+def media(
+    parts: Sequence[ImagePart], modalities: Sequence[Modality], config: RendererConfig, max_items: int | None = None
+) -> None:
     """Refuse more items of a modality than the model and the configuration allow.
 
     Raises:
         RequestError: Naming the modality.
     """
     limit = config.limit_mm_per_prompt.get("image", 0) if "image" in modalities else 0
+    if max_items is not None:
+        limit = min(limit, max_items)
     if len(parts) > limit:
         raise RequestError(f"at most {limit} image(s) may be in one prompt, there are {len(parts)}", "image")
 
 
 def token_ids(ids: Sequence[int], family: Family, field: str) -> None:
-    """Refuse a prompt without tokens, with numbers that are no tokens, or with tokens of media not supported.
+    """Refuse a prompt with numbers that are no tokens, or with tokens that no request may write.
 
     Args:
         field: The request field that the tokens come from.
@@ -78,13 +82,11 @@ def token_ids(ids: Sequence[int], family: Family, field: str) -> None:
     Raises:
         RequestError: Naming the field.
     """
-    if not ids:
-        raise RequestError("the prompt has no tokens", field)
-    if min(ids) < 0 or max(ids) > _UINT32_MAX:
+    if ids and (min(ids) < 0 or max(ids) > _UINT32_MAX):
         raise RequestError("a token id is below 0 or above 2**32 - 1", field)
     for token_id in family.reserved_ids:
         if token_id in ids:
-            raise RequestError(f"the prompt holds token {token_id}, which stands for media not supported", field)
+            raise RequestError(f"the prompt holds token {token_id}, which stands for media, as text", field)
 
 
 def length(tokens_in_prompt: int, max_model_len: int) -> None:

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError
-from renderer.families import qwen_vl
+from renderer.families import gemma3, idefics3, internvl, llava, llava_next, paligemma, pixtral, qwen_vl
 from renderer.family import Family, TextOnly
 
 Build = Callable[[Checkpoint, RendererConfig], Family]
@@ -17,6 +17,16 @@ Build = Callable[[Checkpoint, RendererConfig], Family]
 FAMILIES: dict[str, Build] = {
     "qwen2_vl": qwen_vl.build,
     "qwen2_5_vl": qwen_vl.build,
+    "qwen3_vl": qwen_vl.build,
+    "llava": llava.build,
+    "llava_next": llava_next.build,
+    "llava_onevision": llava_next.build,
+    "gemma3": gemma3.build,
+    "idefics3": idefics3.build,
+    "smolvlm": idefics3.build,
+    "internvl": internvl.build,
+    "mistral3": pixtral.build_mistral3,
+    "paligemma": paligemma.build,
 }
 
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: images of any size, cut into patches, normalised by the engine."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size, cut into patches, normalised by the engine."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from PIL import Image
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError, RequestError
+from renderer.families.base import ImageFamily
 from renderer.family import Family, Field, Placeholder
 from renderer.pixels import Backend, Pixels, patches, resize
 from renderer.placeholders import Replacement
-from renderer.prompt import ImageSize, Modality, Tensors
+from renderer.prompt import ImageSize, Tensors
 from renderer.resize import smart_resize
 
 
-@dataclass(frozen=True, slots=True)
-class QwenVL:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenVL(ImageFamily):
     """An image is resized to multiples of patch * merge pixels and cut into patches; merge**2 of them make a token.
 
     The tensors are uint8, before rescaling and normalisation: the engine normalises, by the checkpoint's own figures.
     """
 
-    modalities: ClassVar[tuple[Modality, ...]] = ("image",)
+    placeholder: Placeholder
     fields: ClassVar[Mapping[str, Field]] = {
         "pixel_values": Field("flat"),
         "image_grid_thw": Field("batched", keep_on_cpu=True),
     }
 
-    name: str
-    placeholder: Placeholder
-    reserved_ids: frozenset[int]
     patch: int
     merge: int
     temporal: int
@@ -84,7 +82,7 @@ class QwenVL:
 
 
 def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
-    """The family of a Qwen2-VL or Qwen2.5-VL checkpoint, with its own image processor's figures.
+    """The family of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, with its own image processor's figures.
 
     Raises:
         ConfigError: `mm_processor_kwargs` of the configuration holds something unknown.

@@ -33,7 +33,7 @@ class Case:
 
 @cache
 def cases(family: str) -> Mapping[str, Case]:
-    """All requests for a family by name, in the order in which they are asked: pictures alone first, then in company."""
+    """All requests for a family by name, in the order they are asked: pictures alone first, then in company."""
     found = [*_sizes(family), *_formats(family), *_placements(family), *_texts(), *_completions()]
     named = {case.name: case for case in found}
     if len(named) != len(found):

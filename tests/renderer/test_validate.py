@@ -7,6 +7,7 @@ import pytest
 from renderer import validate
 from renderer.config import RendererConfig
 from renderer.conversation import CompletionRequest, ImagePart, TokensRequest
+from renderer.draft import Draft
 from renderer.errors import ContextLengthError, RequestError
 from renderer.family import TextOnly
 from tests.renderer.builders import chat
@@ -85,7 +86,7 @@ def test_more_images_than_allowed_are_refused() -> None:
         validate.media([ImagePart()], [], CONFIG)
 
 
-@pytest.mark.parametrize("ids", [[], [-1], [2**32]])
+@pytest.mark.parametrize("ids", [[-1], [2**32]])
 def test_what_are_no_tokens_is_refused(ids: list[int]) -> None:
     with pytest.raises(RequestError) as caught:
         validate.token_ids(ids, TextOnly(), "token_ids")
@@ -110,3 +111,9 @@ def test_a_text_too_long_for_any_tokens_is_refused_before_it_is_tokenized() -> N
     with pytest.raises(ContextLengthError) as caught:
         validate.text_length("a" * 4001, 10, LENGTH)
     assert caught.value.param == "input_text"
+
+
+def test_a_prompt_without_tokens_is_refused_once_its_items_are_placed() -> None:
+    with pytest.raises(RequestError, match="no tokens") as caught:
+        Draft.of((), (), TextOnly(), None, "token_ids")
+    assert caught.value.param == "token_ids"

@@ -1,0 +1,136 @@
+"""Idefics3 and SmolVLM: an image in square tiles, row by row, and once more as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+
+from renderer.checkpoint import Checkpoint
+from renderer.config import RendererConfig
+from renderer.families.base import ProcessedImages, image_placeholder, largest, masked
+from renderer.families.hf_processor import ImageProcessor, is_flag, longest_edge
+from renderer.family import Family, Field
+from renderer.pixels import Pixels
+from renderer.placeholders import Replacement
+from renderer.prompt import ImageSize, Tensors
+
+_MAX_EDGE = 4096
+_FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idefics3(ProcessedImages):
+    """`pixel_values` float32 [tiles, 3, side, side], `pixel_attention_mask` int64 [tiles, side, side] of ones,
+    `num_patches` int64 []: the tiles.
+
+    Attributes:
+        text_of: Tokens of an image of so many rows and columns of tiles; of (0, 0) where it is not split.
+    """
+
+    fields: ClassVar[Mapping[str, Field]] = {
+        "pixel_values": Field("flat"),
+        "pixel_attention_mask": Field("flat"),
+        "num_patches": Field("batched", keep_on_cpu=True),
+    }
+
+    text_of: Callable[[int, int], Replacement]
+
+    def replacement(self, size: ImageSize) -> Replacement:
+        hf = self.processor.hf
+        if not hf.do_image_splitting:
+            return self.text_of(0, 0)
+        return self.text_of(*tiles(size, hf.size.longest_edge, hf.max_image_size["longest_edge"]))
+
+    def tensors(self, pixels: Pixels) -> Tensors:
+        output = self.processor(pixels)
+        values = output["pixel_values"][0]
+        return {
+            "pixel_values": values,
+            "pixel_attention_mask": output["pixel_attention_mask"][0],
+            "num_patches": np.array(len(values), np.int64),
+        }
+
+    def largest_image(self, max_tokens: int) -> ImageSize:
+        edge = int(self.processor.hf.size.longest_edge)
+        sizes = [ImageSize(edge, max(1, edge * part // 8)) for part in range(1, 9)]
+        return largest(((len(self.replacement(size).token_ids), size) for size in sizes), max_tokens)
+
+
+def tiles(size: ImageSize, longest: int, side: int) -> tuple[int, int]:
+    """Rows and columns of tiles of an image; (0, 0) where one tile holds it.
+
+    The image is resized to have its longer side of `longest` pixels, and again to multiples of the tile: the formulas
+    of Idefics3's image processor, as its pixels follow them.
+    """
+    width, height = _enlarged(size.width, size.height, longest)
+    width, height = _shrunk(width, height)
+    shape = width / height
+    if width >= height:
+        columns = math.ceil(width / side)
+        rows = math.ceil(int(columns * side / shape) / side)
+    else:
+        rows = math.ceil(height / side)
+        columns = math.ceil(int(rows * side * shape) / side)
+    return (rows, columns) if rows > 1 or columns > 1 else (0, 0)
+
+
+def _enlarged(width: int, height: int, longest: int) -> tuple[int, int]:
+    """The longer side becomes `longest`, the other one keeps the shape and becomes even."""
+    shape = width / height
+    if width >= height:
+        other = int(longest / shape)
+        return longest, max(1, other + other % 2)
+    other = int(longest * shape)
+    return max(1, other + other % 2), longest
+
+
+def _shrunk(width: int, height: int) -> tuple[int, int]:
+    """No side is beyond the 4096 pixels of the processor."""
+    shape = width / height
+    if width >= height and width > _MAX_EDGE:
+        return _MAX_EDGE, max(1, int(_MAX_EDGE / shape))
+    if height > width and height > _MAX_EDGE:
+        return max(1, int(_MAX_EDGE * shape)), _MAX_EDGE
+    return width, height
+
+
+def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
+    """The family of an Idefics3 or SmolVLM checkpoint.
+
+    Raises:
+        ConfigError: The tokenizer lacks a token, or `mm_processor_kwargs` holds something unknown.
+    """
+    side = checkpoint.config.vision_config.image_size
+    options = {"do_image_splitting": is_flag, "size": longest_edge(side, _MAX_EDGE)}
+    return Idefics3(
+        name=checkpoint.model_type,
+        placeholder=image_placeholder(checkpoint),
+        processor=ImageProcessor.load(checkpoint, config, options),
+        text_of=_texts(checkpoint),
+    )
+
+
+def _texts(checkpoint: Checkpoint) -> Callable[[int, int], Replacement]:
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    vision = config.vision_config
+    tile_tokens = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
+    tile = tokenizer.pieces([config.image_token_id])[0] * tile_tokens
+    tokenizer.id_of(_FAKE)
+
+    @lru_cache(maxsize=512)
+    def text_of(rows: int, columns: int) -> Replacement:
+        lines = ["".join(f"{_FAKE}<row_{row}_col_{column}>{tile}" for column in _to(columns)) for row in _to(rows)]
+        split = "".join(f"{line}\n" for line in lines) + "\n" if lines else ""
+        text = f"{split}{_FAKE}{_GLOBAL}{tile}{_FAKE}"
+        return masked(tokenizer.encode(text, add_special_tokens=False), config.image_token_id)
+
+    return text_of
+
+
+def _to(count: int) -> range:
+    return range(1, count + 1)

@@ -1,0 +1,99 @@
+"""Pixtral and Mistral 3 in Hugging Face's form: images keep their shape, a token a patch, a break token a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from renderer.checkpoint import Checkpoint
+from renderer.config import RendererConfig
+from renderer.families.base import ProcessedImages, image_placeholder, masked
+from renderer.families.hf_processor import ImageProcessor, longest_edge
+from renderer.family import Family, Field, Placeholder
+from renderer.pixels import Pixels
+from renderer.placeholders import Replacement
+from renderer.prompt import ImageSize, Tensors
+
+_MAX_EDGE = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixtral(ProcessedImages):
+    """`pixel_values` [3, height, width] of the resized image: float32, or uint8 where the engine normalises.
+
+    Attributes:
+        step: Pixels on a side of what becomes one token.
+        break_id, end_id: Tokens at the end of a row, and of the last row.
+    """
+
+    placeholder: Placeholder
+    fields: ClassVar[Mapping[str, Field]] = {"pixel_values": Field("batched")}
+
+    step: int
+    break_id: int
+    end_id: int
+
+    def replacement(self, size: ImageSize) -> Replacement:
+        rows, columns = grid(size, self._edge, self.step)
+        row = (self.placeholder.token_id,) * columns
+        ids = (*row, self.break_id) * (rows - 1) + (*row, self.end_id)
+        return masked(ids, self.placeholder.token_id)
+
+    def tensors(self, pixels: Pixels) -> Tensors:
+        return {"pixel_values": np.ascontiguousarray(self.processor(pixels)["pixel_values"][0])}
+
+    def largest_image(self, max_tokens: int) -> ImageSize:
+        rows = min(self._edge // self.step, max(1, math.isqrt(max_tokens) - 1))
+        return ImageSize(rows * self.step, rows * self.step)
+
+    @property
+    def _edge(self) -> int:
+        return int(self.processor.hf.size.longest_edge)
+
+
+def grid(size: ImageSize, longest: int, step: int) -> tuple[int, int]:
+    """Rows and columns of tokens of an image that is shrunk into a square of `longest` pixels, then filled up to steps.
+
+    The formula of Pixtral's image processor.
+    """
+    excess = max(size.height / longest, size.width / longest)
+    height, width = size.height, size.width
+    if excess > 1:
+        height, width = math.floor(height / excess), math.floor(width / excess)
+    return (height - 1) // step + 1, (width - 1) // step + 1
+
+
+def build(checkpoint: Checkpoint, config: RendererConfig, **settings: Any) -> Family:
+    """The family of a Pixtral checkpoint.
+
+    Args:
+        settings: Of the image processor, beside the checkpoint's own.
+
+    Raises:
+        ConfigError: `mm_processor_kwargs` holds something unknown.
+    """
+    hf = checkpoint.config
+    step = hf.vision_config.patch_size * getattr(hf, "spatial_merge_size", 1)
+    return Pixtral(
+        name="pixtral" if checkpoint.model_type == "llava" else checkpoint.model_type,
+        placeholder=image_placeholder(checkpoint),
+        processor=ImageProcessor.load(
+            checkpoint, config, {"size": longest_edge(step, _MAX_EDGE)}, {"patch_size": step, **settings}
+        ),
+        step=step,
+        break_id=checkpoint.tokenizer.id_of("[IMG_BREAK]"),
+        end_id=checkpoint.tokenizer.id_of("[IMG_END]"),
+    )
+
+
+def build_mistral3(checkpoint: Checkpoint, config: RendererConfig) -> Family:
+    """The family of a Mistral 3 checkpoint, whose engines normalise.
+
+    Raises:
+        ConfigError: `mm_processor_kwargs` holds something unknown.
+    """
+    return build(checkpoint, config, do_rescale=False, do_normalize=False)

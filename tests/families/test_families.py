@@ -1,0 +1,183 @@
+"""Of every family: as many placeholders as the model makes embeddings, layouts without pixels, the same every time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from renderer.config import RendererConfig
+from renderer.conversation import ChatRequest, ImagePart, TokensRequest
+from renderer.errors import ConfigError, MediaError, RequestError
+from renderer.prompt import ImageSize, RenderedPrompt
+from renderer.renderer import Renderer
+from tests.checkpoints import CHECKPOINTS, FAMILIES, IMAGE_FAMILIES, checkpoint
+from tests.families.conftest import RendererOf
+from tests.goldens.cases import cases, chat, image, user
+from tests.goldens.files import golden
+from tests.goldens.pictures import picture
+
+SHAPES = ("rgb-640x480.jpg", "rgb-97x61.png", "rgb-1x100.png", "rgb-1000x20.png", "rgb-300x2000.jpg")
+LAID_OUT = [
+    (family, name)
+    for family in IMAGE_FAMILIES
+    for name, answer in golden(family)["cases"].items()
+    if answer["status"] == 200 and "ranges" in answer["prompts"][0] and "items" not in answer["prompts"][0]
+    if not name.startswith(("a text that spells", "eight"))
+]
+BATCHED = {"llava", "llava_next", "llava_onevision", "pixtral", "mistral3", "paligemma", "idefics3", "smolvlm"}
+
+
+def render(renderer: Renderer, request: ChatRequest) -> RenderedPrompt:
+    return renderer.render_chat(request, skip_mm_cache=True)
+
+
+def embeddings(family: str, tensors: dict[str, Any]) -> int:
+    """Embeddings that the family's model makes of one image's tensors."""
+    torch.manual_seed(0)
+    model = getattr(transformers, CHECKPOINTS[family].model).from_pretrained(checkpoint(family), dtype=torch.float32)
+    inputs = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    inputs["pixel_values"] = inputs["pixel_values"].float()
+    if family in ("pixtral", "mistral3"):
+        inputs["image_sizes"] = torch.tensor(inputs["pixel_values"].shape[-2:])
+    for name in ("num_patches", "image_num_patches", "image_token_id"):
+        inputs.pop(name, None)
+    for name in inputs.keys() - (set() if family in BATCHED else {"pixel_values"}):
+        inputs[name] = inputs[name][None]
+    with torch.inference_mode():
+        features = model.model.get_image_features(**inputs).pooler_output
+    parts = features if isinstance(features, (tuple, list)) else [features]
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
+def same(left: RenderedPrompt, right: RenderedPrompt) -> bool:
+    if left.layout() != right.layout():
+        return False
+    pairs = zip(left.items, right.items, strict=True)
+    return all(
+        one.tensors is not None
+        and other.tensors is not None
+        and one.tensors.keys() == other.tensors.keys()
+        and all(np.array_equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+        for one, other in pairs
+    )
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_a_range_carries_as_many_embeddings_as_the_model_makes(family: str, renderer_of: RendererOf) -> None:
+    for name in SHAPES:
+        (item,) = render(renderer_of(family), chat(user(image(name), "What?"))).items
+        assert item.tensors is not None
+        assert item.range.num_embeds == embeddings(family, dict(item.tensors)), name
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_embeddings_go_where_the_models_image_token_stands(family: str, renderer_of: RendererOf) -> None:
+    token_id = transformers.AutoConfig.from_pretrained(checkpoint(family)).image_token_id
+    prompt = renderer_of(family).layout(chat(user("See ", image(SHAPES[0]), " and say.")))
+    (item,) = prompt.items
+    inside = prompt.token_ids[item.range.offset : item.range.end]
+    mask = item.range.embed_mask or (True,) * item.range.length
+    assert mask == tuple(inner == token_id for inner in inside)
+    assert prompt.token_ids.count(token_id) == item.range.num_embeds
+
+
+@pytest.mark.parametrize(("family", "name"), [pytest.param(f, n, id=f"{f}: {n}") for f, n in LAID_OUT])
+def test_a_layout_is_the_rendered_prompt_without_tensors(family: str, name: str, renderer_of: RendererOf) -> None:
+    request = cases(family)[name].request
+    assert isinstance(request, ChatRequest)
+    renderer = renderer_of(family)
+    assert render(renderer, request).layout() == renderer.layout(request)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_a_layout_needs_no_pixels(family: str, renderer_of: RendererOf) -> None:
+    whole = picture("rgb-640x480.jpg")
+    request = chat(user(ImagePart(data=whole[: len(whole) // 8]), "What?"))
+    prompt = renderer_of(family).layout(request)
+    assert prompt.token_ids == renderer_of(family).layout(chat(user(image("rgb-640x480.jpg"), "What?"))).token_ids
+    with pytest.raises(MediaError):
+        render(renderer_of(family), request)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_rendering_again_alone_and_beside_others_changes_nothing(family: str, renderer_of: RendererOf) -> None:
+    renderer = renderer_of(family)
+    one = chat(user("A ", image("rgb-320x240.jpg"), " and B"))
+    other = chat(user(image("rgb-97x61.png"), "Which colour?"))
+    first = render(renderer, one)
+    assert all(same(first, render(renderer, one)) for _ in range(4))
+    with ThreadPoolExecutor(4) as pool:
+        prompts = list(pool.map(lambda request: render(renderer, request), [other, one, other, one, other, one]))
+    assert all(same(first, prompt) for prompt in prompts[1::2])
+
+
+@pytest.mark.parametrize("family", [family for family in IMAGE_FAMILIES if family != "paligemma"])
+def test_an_image_among_others_is_what_it_is_alone(family: str, renderer_of: RendererOf) -> None:
+    names = ("rgb-1000x20.png", "rgb-640x480.jpg", "rgb-97x61.png")
+    renderer = renderer_of(family)
+    together = render(renderer, chat(user(*(word for name in names for word in (image(name), "and")))))
+    for name, item in zip(names, together.items, strict=True):
+        (alone,) = render(renderer, chat(user(image(name)))).items
+        assert item.tensors is not None
+        assert alone.tensors is not None
+        assert item.mm_hash == alone.mm_hash
+        assert all(np.array_equal(item.tensors[key], alone.tensors[key]) for key in alone.tensors)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_token_ids_with_placeholders_render_as_their_text_does(family: str, renderer_of: RendererOf) -> None:
+    renderer = renderer_of(family)
+    request = chat(user("Look: ", image("rgb-97x61.png"), " Well?"))
+    placeholder = renderer.family.placeholder
+    text = renderer.tokenizer.encode("Look: " + ("" if placeholder is None else placeholder.text), False)
+    (item,) = renderer.layout(TokensRequest(tuple(text), (image("rgb-97x61.png"),))).items
+    (expected,) = renderer.layout(request).items
+    assert (item.range.num_embeds, item.mm_hash) == (expected.range.num_embeds, expected.mm_hash)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_the_largest_image_fits_the_tokens_allowed(family: str, renderer_of: RendererOf) -> None:
+    chosen = renderer_of(family).family
+    most = len(chosen.replacement(chosen.largest_image(1 << 20)).token_ids)
+    usual = (ImageSize(640, 480), ImageSize(1280, 720), ImageSize(300, 2000), ImageSize(4000, 3000))
+    assert all(len(chosen.replacement(size).token_ids) <= most for size in usual)
+    assert len(chosen.replacement(chosen.largest_image(most - 1)).token_ids) <= most
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_options_that_a_family_does_not_take_are_refused_by_name(family: str, renderer_of: RendererOf) -> None:
+    for options in ({"do_normalize": False}, {"return_tensors": "pt"}, {"size": {"longest_edge": 0}}, {"size": 7}):
+        with pytest.raises(RequestError) as refusal:
+            renderer_of(family).layout(chat(user(image("rgb-97x61.png")), mm_processor_kwargs=options))
+        assert str(refusal.value.param).startswith("mm_processor_kwargs")
+
+
+def test_options_of_the_configuration_are_checked_at_start() -> None:
+    for family in ("internvl", "gemma3", "llava"):
+        with pytest.raises(ConfigError, match="surprise"):
+            Renderer(RendererConfig(model=str(checkpoint(family)), mm_processor_kwargs={"surprise": 1}))
+
+
+def test_options_of_the_configuration_hold_for_every_request(renderer_of: RendererOf) -> None:
+    configured = Renderer(RendererConfig(model=str(checkpoint("internvl")), mm_processor_kwargs={"max_patches": 4}))
+    request = chat(user(image("rgb-1280x720.jpg"), "What?"))
+    asked = chat(user(image("rgb-1280x720.jpg"), "What?"), mm_processor_kwargs={"max_patches": 4})
+    assert configured.layout(request).token_ids == renderer_of("internvl").layout(asked).token_ids
+    configured.close()
+
+
+def test_a_thread_of_pixels_is_refused_where_it_would_be_blown_up(renderer_of: RendererOf) -> None:
+    family = renderer_of("llava").family
+    assert len(family.replacement(ImageSize(1, 400)).token_ids) == 576
+    with pytest.raises(ValueError, match="too unlike"):
+        family.replacement(ImageSize(60_000, 1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_recorded_case_is_a_case(family: str) -> None:
+    assert set(golden(family)["cases"]) == set(cases(family)), "record the goldens again"

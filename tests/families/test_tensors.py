@@ -1,0 +1,132 @@
+"""What an engine gets of an image: the peer's tensors with torchvision's arithmetic, Hugging Face's with Pillow's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from blake3 import blake3
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from renderer.conversation import ChatRequest
+from renderer.image import ImageLimits, decode, read_header
+from renderer.messages import media_of
+from renderer.prompt import RenderedPrompt
+from renderer.renderer import Renderer
+from renderer.wire import encode_item
+from tests.checkpoints import IMAGE_FAMILIES, checkpoint
+from tests.families.conftest import RendererOf
+from tests.goldens.cases import cases, pictures
+from tests.goldens.files import golden
+from tests.goldens.pictures import picture
+from tests.goldens.tensors import decode_item
+
+WITH_TENSORS = [
+    (family, name)
+    for family in IMAGE_FAMILIES
+    for name, answer in golden(family)["cases"].items()
+    if answer["status"] == 200 and "items" in answer["prompts"][0]
+]
+# Hugging Face's Pillow classes are slow: shapes of every kind, and one picture of many pixels.
+_SIZES = ("640x480.jpg", "97x61.png", "1x1.png", "1x100.png", "500x3.png", "1000x20.png", "300x2000.jpg", "336x336.png")
+ALONE = [
+    (family, name)
+    for family, name in WITH_TENSORS
+    if name.startswith("options ") or name.endswith(_SIZES) or (family, name) == ("llava", "size rgb-4096x3072.jpg")
+]
+# What a family's multimodal processor sets on its image processor, or the peer's engine asks of it.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "gemma3": {
+        "pan_and_scan_min_crop_size": 256,
+        "pan_and_scan_max_num_crops": 4,
+        "pan_and_scan_min_ratio_to_activate": 1.2,
+    },
+    "internvl": {"crop_to_patches": True},
+    "mistral3": {"patch_size": {"height": 28, "width": 28}, "do_rescale": False, "do_normalize": False},
+    **{family: {"do_rescale": False, "do_normalize": False} for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+}
+LIMITS = ImageLimits(max_bytes=1 << 25, max_pixels=1 << 26)
+
+
+def request_of(family: str, name: str) -> ChatRequest:
+    request = cases(family)[name].request
+    assert isinstance(request, ChatRequest)
+    return request
+
+
+def render(renderer: Renderer, request: ChatRequest) -> RenderedPrompt:
+    return renderer.render_chat(request, skip_mm_cache=True)
+
+
+def within_one_ulp(ours: list[float], theirs: list[float]) -> bool:
+    """Whether bfloat16 values differ by one unit in the last place at most."""
+    bits = torch.tensor([ours, theirs]).bfloat16().view(torch.int16).int()
+    ordered = torch.where(bits < 0, -32768 - bits, bits)
+    return bool(((ordered[0] - ordered[1]).abs() <= 1).all())
+
+
+def same_on_the_wire(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two recorded tensors are equal to the byte or, being floats, to one unit in the last place."""
+    if "samples" in ours and ours["digest"] != theirs["digest"]:
+        other = {"digest": theirs["digest"], "samples": theirs["samples"]}
+        return {**ours, **other} == theirs and within_one_ulp(ours["samples"], theirs["samples"])
+    return ours == theirs
+
+
+def hugging_face(family: str, pixels: NDArray[np.uint8], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What Hugging Face's own Pillow class makes of one image."""
+    processor = AutoImageProcessor.from_pretrained(checkpoint(family), backend="pil")
+    if family.startswith("qwen"):
+        options = {"size": processor.size, **with_size(processor, options)}
+    settings = {**SETTINGS.get(family, {}), **options}
+    output: Mapping[str, Any] = processor(Image.fromarray(pixels), return_tensors="np", **settings)
+    return output
+
+
+def with_size(processor: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of Qwen in the newer spelling, which does not warn."""
+    size = dict(processor.size) | dict(options.get("size", {}))
+    names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    return {"size": size | {names[name]: value for name, value in options.items() if name in names}}
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_the_pictures_are_those_that_were_recorded(family: str) -> None:
+    digests = {name: blake3(picture(name)).hexdigest(length=8) for name in pictures(family)}
+    assert digests == golden(family)["pictures"], "another Pillow encodes them otherwise: record the goldens again"
+
+
+@pytest.mark.parametrize(("family", "name"), WITH_TENSORS)
+def test_torchvision_tensors_are_the_peers(family: str, name: str, renderer_of: RendererOf) -> None:
+    renderer = renderer_of(family)
+    prompt = render(renderer, request_of(family, name))
+    recorded = golden(family)["cases"][name]["prompts"][0]["items"]
+    for item, theirs in zip(prompt.items, recorded, strict=True):
+        assert item.tensors is not None
+        ours = decode_item(encode_item(item.tensors, renderer.family.fields))
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert same_on_the_wire(ours[key], theirs[key]), key
+
+
+@pytest.mark.parametrize(("family", "name"), ALONE)
+def test_pillow_tensors_are_hugging_faces(family: str, name: str, renderer_of: RendererOf) -> None:
+    request = request_of(family, name)
+    (item,) = render(renderer_of(family, image_backend="pil"), request).items
+    (part,) = media_of(request.messages)
+    assert part.data is not None
+    assert item.tensors is not None
+    pixels = decode(part.data, read_header(part.data, 0, LIMITS), 0)
+    expected = hugging_face(family, pixels, request.mm_processor_kwargs)
+    compared = item.tensors.keys() & expected.keys()
+    assert {"pixel_values"} <= compared
+    for key in compared:
+        theirs = expected[key].reshape(item.tensors[key].shape)
+        # Hugging Face widens raw pixels, which stay uint8 here.
+        assert item.tensors[key].dtype in (theirs.dtype, np.uint8), key
+        np.testing.assert_array_equal(item.tensors[key], theirs)
