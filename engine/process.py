@@ -23,12 +23,13 @@ class CoreProcess:
     """Must be made by a thread that lives as long as the core is wanted: the kernel ends the core with that thread."""
 
     def __init__(self, config: EngineConfig) -> None:
+        paths = [str(_ROOT), os.environ.get("PYTHONPATH")]
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "engine.core", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
                 stdin=subprocess.DEVNULL,
             )
         self._channel = Channel(ours)

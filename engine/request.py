@@ -87,11 +87,11 @@ class Request:
             self.grammar.advance([token_id])
 
     def advance(self, computed: int) -> None:
-        """Keys and values are there for so many tokens; embeddings before that are not needed any more."""
+        """Keys and values are there for so many tokens; of items before that nothing is needed any more."""
         self.computed = computed
         for item in self.items:
             if item.range.end <= computed:
-                item.embeds = None
+                item.tensors, item.embeds = {}, None
 
     def hash_blocks(self, count: int, block_size: int) -> list[bytes]:
         """Hashes of the first `count` blocks, which are full."""
