@@ -44,8 +44,7 @@ class RenderOnly:
     def __init__(self, renderer: Renderer, record: Record) -> None:
         self.renderer = renderer
         self.record = record
-        dtype = renderer.config.dtype
-        self._codec = ItemCodec(renderer.family.fields, "bfloat16" if dtype == "auto" else dtype)
+        self._codec = ItemCodec(renderer.family.fields, renderer.float_type)
 
     async def render(self, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         """The prompts of a request, with tensors as numpy arrays where the call wants them."""

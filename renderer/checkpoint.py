@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import cached_file
@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError
 from renderer.tokenizer import Tokenizer
+from renderer.wire import FloatType
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,13 @@ class Checkpoint:
         if length is None:
             raise ConfigError(f"{self.name} does not say how long a prompt may be: set max_model_len", "max_model_len")
         return int(length)
+
+    def float_type(self, dtype: Literal["auto"] | FloatType) -> FloatType:
+        """What an engine of this dtype computes in; "auto" is the checkpoint's own, and bfloat16 for float32."""
+        if dtype != "auto":
+            return dtype
+        own = getattr(self.config, "dtype", None) or getattr(self.config.get_text_config(), "dtype", None)
+        return "float16" if str(own).removeprefix("torch.") == "float16" else "bfloat16"
 
     def image_processor(self) -> Any:
         """The checkpoint's image processor, of Hugging Face's Pillow backend: it needs no torchvision."""

@@ -33,6 +33,7 @@ class Renderer:
         mm_processor: For requests that an engine runs; its cache is the sender cache.
         readonly_mm_processor: For requests that only render; its cache is its own.
         generation_defaults: The checkpoint's `generation_config.json`.
+        float_type: What float tensors become on the wire.
         modalities: What prompts may hold beside text, with a limit above 0.
     """
 
@@ -42,6 +43,7 @@ class Renderer:
         self.tokenizer = checkpoint.tokenizer
         self.family = choose_family(checkpoint, config)
         self.max_model_len = _max_model_len(checkpoint, config)
+        self.float_type = checkpoint.float_type(config.dtype)
         self.generation_defaults: Mapping[str, Any] = checkpoint.generation_defaults()
         self.modalities: tuple[Modality, ...] = tuple(
             modality for modality in self.family.modalities if config.limit_mm_per_prompt.get(modality, 0) > 0

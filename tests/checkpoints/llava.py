@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import transformers
 
 from tests.checkpoints.parts import BICUBIC, CLIP, HALF, text_model, vision_model
@@ -84,6 +85,7 @@ LLAVA = Checkpoint(
     },
     processor={"processor_class": "LlavaProcessor", **_PROCESSOR},
     generation={"bos_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"},
+    dtype=torch.float16,
 )
 LLAVA_NEXT = Checkpoint(
     "llava_next",
@@ -112,6 +114,7 @@ LLAVA_NEXT = Checkpoint(
     },
     processor={"processor_class": "LlavaNextProcessor", **_PROCESSOR},
     generation={"bos_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<pad>"},
+    dtype=torch.float16,
 )
 LLAVA_ONEVISION = Checkpoint(
     "llava_onevision",
@@ -153,4 +156,5 @@ LLAVA_ONEVISION = Checkpoint(
         "top_k": 20,
         "top_p": 0.8,
     },
+    dtype=torch.float16,
 )

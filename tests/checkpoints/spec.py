@@ -68,6 +68,7 @@ class Checkpoint:
         processor: processor_config.json.
         template: File of the chat template; None where the public model has none.
         generation: generation_config.json, its token ids as tokens.
+        dtype: Of the weights.
     """
 
     family: str
@@ -79,6 +80,7 @@ class Checkpoint:
     image_processor: Mapping[str, Any] | None = None
     processor: Mapping[str, Any] | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.bfloat16
 
     def write(self, folder: Path) -> None:
         """Write the whole checkpoint: the same bytes every time."""
@@ -98,11 +100,11 @@ class Checkpoint:
 
     def _write_model(self, folder: Path, ids: Ids, entries: int) -> None:
         config = self.config(ids, entries)
-        config.dtype = torch.bfloat16
+        config.dtype = self.dtype
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = getattr(transformers, self.model)(config)
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.to(self.dtype).save_pretrained(folder)
 
 
 def _ids_of(tokenizer: Tokenizer) -> Ids:

@@ -63,9 +63,9 @@ def render(renderer: Renderer, request: ChatRequest) -> RenderedPrompt:
     return renderer.render_chat(request, skip_mm_cache=True)
 
 
-def within_one_ulp(ours: list[float], theirs: list[float]) -> bool:
-    """Whether bfloat16 values differ by one unit in the last place at most."""
-    bits = torch.tensor([ours, theirs]).bfloat16().view(torch.int16).int()
+def within_one_ulp(dtype: torch.dtype, ours: list[float], theirs: list[float]) -> bool:
+    """Whether values of a half float differ by one unit in its last place at most."""
+    bits = torch.tensor([ours, theirs]).to(dtype).view(torch.int16).int()
     ordered = torch.where(bits < 0, -32768 - bits, bits)
     return bool(((ordered[0] - ordered[1]).abs() <= 1).all())
 
@@ -74,7 +74,8 @@ def same_on_the_wire(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool
     """Whether two recorded tensors are equal to the byte or, being floats, to one unit in the last place."""
     if "samples" in ours and ours["digest"] != theirs["digest"]:
         other = {"digest": theirs["digest"], "samples": theirs["samples"]}
-        return {**ours, **other} == theirs and within_one_ulp(ours["samples"], theirs["samples"])
+        dtype = getattr(torch, ours["dtype"])
+        return {**ours, **other} == theirs and within_one_ulp(dtype, ours["samples"], theirs["samples"])
     return ours == theirs
 
 
@@ -108,7 +109,7 @@ def test_torchvision_tensors_are_the_peers(family: str, name: str, renderer_of: 
     recorded = golden(family)["cases"][name]["prompts"][0]["items"]
     for item, theirs in zip(prompt.items, recorded, strict=True):
         assert item.tensors is not None
-        ours = decode_item(encode_item(item.tensors, renderer.family.fields))
+        ours = decode_item(encode_item(item.tensors, renderer.family.fields, renderer.float_type))
         assert ours.keys() == theirs.keys()
         for key in ours:
             assert same_on_the_wire(ours[key], theirs[key]), key

@@ -1,7 +1,7 @@
 """What a golden file keeps of a tensor: its form, a digest of its bytes and, of floats, some values.
 
-Floats of two implementations may differ by one unit in the last place of bfloat16, which no digest can tell from a
-greater difference: where digests differ, `SAMPLES` values at fixed places are compared.
+Floats of two implementations may differ by one unit in the last place, which no digest can tell from a greater
+difference: where digests differ, `SAMPLES` values at fixed places are compared.
 """
 
 from __future__ import annotations
