@@ -7,7 +7,8 @@ stream, of a grammar or of penalties, the request runs again from its beginning,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from engine.protocol import EngineOutput, SamplingParams
@@ -70,6 +71,31 @@ class Repetition:
         if count == len(output.token_ids) and output.finish_reason is None:
             return None
         return replace(output, token_ids=output.token_ids[count:], logprobs=output.logprobs[count:])
+
+
+async def continued(
+    params: SamplingParams,
+    prior_output_ids: Sequence[int],
+    run: Callable[[Continuation], AsyncGenerator[EngineOutput]],
+) -> AsyncGenerator[EngineOutput]:
+    """The outputs of a request after those that another replica has streamed.
+
+    Args:
+        run: Has the engine do it.
+
+    Raises:
+        EngineError: The output cannot go on.
+    """
+    if len(prior_output_ids) >= params.max_tokens:
+        yield EngineOutput((), "length")
+        return
+    plan = plan_continuation(params, prior_output_ids)
+    repetition = Repetition(plan.repeated)
+    async with aclosing(run(plan)) as outputs:
+        async for output in outputs:
+            news = repetition.feed(output)
+            if news is not None:
+                yield news
 
 
 def _has_memory(params: SamplingParams) -> bool:

@@ -9,13 +9,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.continuation import Continuation, Repetition, plan_continuation
+from engine.continuation import Continuation, continued
+from engine.limits import check_length
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from engine.vllm_adapter import engine_input, engine_output, is_failed, vllm_params
 from engine.vllm_config import VllmEngineConfig
 from engine.vllm_core import VllmCore, own_errors
 from engine.vllm_mirror import SentItem, VllmSenderCache
-from renderer.errors import ContextLengthError, EngineStartingError, GreenroomError, OverloadedError, RequestError
+from renderer.errors import EngineStartingError, GreenroomError, OverloadedError, RequestError
 from renderer.prompt import RenderedPrompt
 
 logger = logging.getLogger("greenroom.engine")
@@ -80,19 +81,13 @@ class VllmEngine:
         """
         try:
             core = self._serving()
-            _check_length(prompt, params, core.max_model_len)
+            check_length(prompt, params, core.max_model_len)
             self._count(requests=1, prompt_tokens=len(prompt.token_ids))
-            if len(prior_output_ids) >= params.max_tokens:
-                yield EngineOutput((), "length")
-                return
-            plan = plan_continuation(params, prior_output_ids)
-            repetition = Repetition(plan.repeated)
-            async with aclosing(self._outputs(core, prompt, plan, request_id)) as outputs:
+            outputs = continued(params, prior_output_ids, lambda plan: self._outputs(core, prompt, plan, request_id))
+            async with aclosing(outputs):
                 async for output in outputs:
-                    news = repetition.feed(output)
-                    if news is not None:
-                        self._count(output_tokens=len(news.token_ids))
-                        yield news
+                    self._count(output_tokens=len(output.token_ids))
+                    yield output
         finally:
             if prompt.lease is not None:
                 prompt.lease.close()
@@ -232,13 +227,3 @@ class VllmEngine:
         """Add to counters, by name."""
         sums = {name: getattr(self._counters, name) + value for name, value in more.items()}
         self._counters = replace(self._counters, **sums)
-
-
-def _check_length(prompt: RenderedPrompt, params: SamplingParams, limit: int) -> None:
-    length = len(prompt.token_ids)
-    if length + params.max_tokens > limit:
-        raise ContextLengthError(
-            f"{length} prompt tokens and {params.max_tokens} tokens of output exceed the {limit} tokens that this "
-            "engine holds for one request",
-            "max_tokens" if length < limit else "prompt",
-        )
