@@ -7,13 +7,14 @@ MODEL  ?=
 PORT   ?= 8000
 CONFIG ?= serve_config.yaml
 ARGS   ?=
+PEER   ?=
 STAMP  := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format serve lock clean
+.PHONY: help setup demo test test-peer goldens check format serve lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +37,12 @@ serve: $(STAMP)  ## Serve in the foreground until Ctrl-C (MODEL=path or hub id, 
 
 test: $(STAMP)  ## Run the test suite (ARGS='-k name' to choose)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environment)
+	GREENROOM_PEER="$(PEER)" $(BIN)/python -m pytest -m peer --timeout 1200 $(ARGS)
+
+goldens: $(STAMP)  ## Record the answers of vLLM 0.32 anew (PEER=its virtual environment, or the address of its renderer)
+	$(BIN)/python -m tests.goldens.record "$(PEER)" $(ARGS)
 
 check: $(STAMP)  ## Formatting, lint, strict types
 	$(BIN)/ruff format --check .

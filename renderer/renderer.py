@@ -106,6 +106,20 @@ class Renderer:
             return self._draft_chat(request, processor, bounded=False).prompt()
         return self._draft_tokens(request, processor).prompt()
 
+    def text(self, request: ChatRequest) -> str:
+        """What the chat template makes of messages, with one placeholder an image.
+
+        Raises:
+            RequestError: The template cannot render them.
+        """
+        template = self._templates.choose(request.chat_template, bool(request.tools))
+        placeholder = self.family.placeholder
+        return template.render(
+            template_messages(request.messages, template, None if placeholder is None else placeholder.text),
+            continue_final_message=request.continue_final_message,
+            variables=template_variables(request, self.tokenizer.special_tokens),
+        )
+
     def check_length(self, prompt: RenderedPrompt) -> None:
         """Refuse a prompt that the model cannot take.
 
@@ -172,7 +186,7 @@ class Renderer:
         validate.chat(request, self.config, self.max_model_len)
         validate.media(media, self.modalities, self.config, self.family.max_items)
         limited = bounded and request.truncate_prompt_tokens is None
-        token_ids = self._tokens(self._text(request), request.add_special_tokens, limited)
+        token_ids = self._tokens(self.text(request), request.add_special_tokens, limited)
         draft = self._encode(token_ids, "messages", media, request, processor)
         return draft.truncated(self._limit(request.truncate_prompt_tokens), request.truncation_side)
 
@@ -201,15 +215,6 @@ class Renderer:
 
     def _limit(self, truncate_prompt_tokens: int | None) -> int | None:
         return self.max_model_len if truncate_prompt_tokens == -1 else truncate_prompt_tokens
-
-    def _text(self, request: ChatRequest) -> str:
-        template = self._templates.choose(request.chat_template, bool(request.tools))
-        placeholder = self.family.placeholder
-        return template.render(
-            template_messages(request.messages, template, None if placeholder is None else placeholder.text),
-            continue_final_message=request.continue_final_message,
-            variables=template_variables(request, self.tokenizer.special_tokens),
-        )
 
     def _encode(
         self,

@@ -1,4 +1,4 @@
-"""The peer: a vLLM 0.32 render server of a virtual environment of its own."""
+"""The peer: vLLM 0.32, of a virtual environment of its own, as a render server or as a whole engine."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from pathlib import Path
 import httpx
 
 START_SECONDS = 240
-_OPTIONS = ("--trust-request-chat-template", "--trust-request-mm-kwargs")
+_RENDER = ("--trust-request-chat-template", "--trust-request-mm-kwargs")
+_ENGINE = ("--enable-scale-out", "--enforce-eager", "--max-model-len", "4096", "--max-num-seqs", "4")
 
 
 @contextmanager
-def peer(venv: Path, checkpoint: Path) -> Iterator[str]:
+def peer(venv: Path, checkpoint: Path, engine: bool = False) -> Iterator[str]:
     """Start the peer on a checkpoint, yield its address, end it.
 
     It is started in the checkpoint's parent folder and told the folder's name alone, because the model's name, as
     given, is part of every hash.
+
+    Args:
+        engine: Start a whole engine, not only its renderer.
     """
     port = _free_port()
-    command = [
-        str(venv / "bin" / "vllm"),
-        "launch",
-        "render",
-        checkpoint.name,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    command = ["serve", checkpoint.name, *_ENGINE] if engine else ["launch", "render", checkpoint.name, *_RENDER]
     with (checkpoint.parent / "peer.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, *_OPTIONS],
+            [str(venv / "bin" / "vllm"), *command, "--host", "127.0.0.1", "--port", str(port)],
             cwd=checkpoint.parent,
-            env=environment,
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "VLLM_NO_USAGE_STATS": "1",
+            },
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -1,7 +1,7 @@
 """Asks the peer every case of every family and writes the golden files.
 
-`python -m tests.goldens.record --venv /path/to/peer-venv [FAMILY ...]` starts the peer for one family after the
-other; `--peer http://127.0.0.1:8100` asks one that runs already, on the checkpoint that it serves.
+`make goldens PEER=/path/to/peer-venv` starts the peer for one family after the other (SmolVLM needs num2words there);
+`make goldens PEER=http://127.0.0.1:8100` asks one that runs already, on the checkpoint that it serves.
 """
 
 from __future__ import annotations
@@ -79,17 +79,15 @@ def _prompt(prompt: dict[str, Any], case: Case) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.goldens.record", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--venv", type=Path, help="virtual environment of vLLM 0.32")
-    source.add_argument("--peer", help="address of a render server that runs on a checkpoint of tests.checkpoints")
+    parser.add_argument("peer", help="virtual environment of vLLM 0.32, or address of its render server")
     parser.add_argument("families", nargs="*", metavar="FAMILY", default=FAMILIES)
     arguments = parser.parse_args()
-    if arguments.peer:
+    if arguments.peer.startswith("http"):
         root = httpx.get(f"{arguments.peer}/v1/models").raise_for_status().json()["data"][0]["root"]
         _write(Path(root).name, arguments.peer)
         return
     for family in arguments.families:
-        with peer(arguments.venv, checkpoint(family)) as address:
+        with peer(Path(arguments.peer), checkpoint(family)) as address:
             _write(family, address)
 
 
