@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from renderer import validate
-from renderer.caches import ProcessorCache, SenderCache
+from renderer.caches import MediaCache, ProcessorCache
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
@@ -37,7 +37,7 @@ class Renderer:
         modalities: What prompts may hold beside text, with a limit above 0.
     """
 
-    def __init__(self, config: RendererConfig, sender_cache: SenderCache | None = None) -> None:
+    def __init__(self, config: RendererConfig, sender_cache: MediaCache | None = None) -> None:
         checkpoint = Checkpoint.load(config)
         self.config = config
         self.tokenizer = checkpoint.tokenizer
@@ -177,7 +177,7 @@ class Renderer:
     def _choose(self, skip_mm_cache: bool) -> MultiModalProcessor:
         return self.readonly_mm_processor if skip_mm_cache else self.mm_processor
 
-    def _processor(self, cache: SenderCache | ProcessorCache | None) -> MultiModalProcessor:
+    def _processor(self, cache: MediaCache | None) -> MultiModalProcessor:
         limits = ImageLimits(self.config.max_image_bytes, self.config.max_image_pixels)
         return MultiModalProcessor(self.config.model, cache, self.media_pool, limits, self.config.max_uuid_length)
 
