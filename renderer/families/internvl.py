@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -43,8 +44,7 @@ class InternVL(ProcessedImages):
     end_id: int
 
     def replacement(self, size: ImageSize) -> Replacement:
-        context = (self.placeholder.token_id,) * (self.tile_tokens * self._tiles(size))
-        return masked((self.begin_id, *context, self.end_id), self.placeholder.token_id)
+        return _framed(self.begin_id, self.placeholder.token_id, self.end_id, self.tile_tokens * self._tiles(size))
 
     def tensors(self, pixels: Pixels) -> Tensors:
         tiles = np.stack(self.processor(pixels)["pixel_values"])
@@ -68,6 +68,11 @@ class InternVL(ProcessedImages):
         columns, rows = get_optimal_tiled_canvas((size.height, size.width), side, hf.min_patches, hf.max_patches)
         tiles = int(columns * rows)
         return tiles + 1 if tiles > 1 else tiles
+
+
+@lru_cache(maxsize=128)
+def _framed(begin_id: int, context_id: int, end_id: int, tokens: int) -> Replacement:
+    return masked((begin_id, *(context_id,) * tokens, end_id), context_id)
 
 
 def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,10 +39,7 @@ class Pixtral(ProcessedImages):
     end_id: int
 
     def replacement(self, size: ImageSize) -> Replacement:
-        rows, columns = grid(size, self._edge, self.step)
-        row = (self.placeholder.token_id,) * columns
-        ids = (*row, self.break_id) * (rows - 1) + (*row, self.end_id)
-        return masked(ids, self.placeholder.token_id)
+        return _in_rows(self.placeholder.token_id, self.break_id, self.end_id, *grid(size, self._edge, self.step))
 
     def tensors(self, pixels: Pixels) -> Tensors:
         return {"pixel_values": np.ascontiguousarray(self.processor(pixels)["pixel_values"][0])}
@@ -65,6 +63,12 @@ def grid(size: ImageSize, longest: int, step: int) -> tuple[int, int]:
     if excess > 1:
         height, width = math.floor(height / excess), math.floor(width / excess)
     return (height - 1) // step + 1, (width - 1) // step + 1
+
+
+@lru_cache(maxsize=128)
+def _in_rows(image_id: int, break_id: int, end_id: int, rows: int, columns: int) -> Replacement:
+    row = (image_id,) * columns
+    return masked((*row, break_id) * (rows - 1) + (*row, end_id), image_id)
 
 
 def build(checkpoint: Checkpoint, config: RendererConfig, **settings: Any) -> Family:

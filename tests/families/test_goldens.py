@@ -70,8 +70,9 @@ def test_the_layout_is_the_peers(family: str, name: str, renderer_of: RendererOf
 def test_what_the_peer_refuses_is_refused(family: str, name: str, renderer_of: RendererOf) -> None:
     request = cases(family)[name].request
     assert isinstance(request, ChatRequest)
-    with pytest.raises(RequestError):
+    with pytest.raises(RequestError) as refusal:
         renderer_of(family).render_chat(request, skip_mm_cache=True)
+    assert refusal.value.status == 400
 
 
 @pytest.mark.parametrize(("family", "name"), SPELLING)
