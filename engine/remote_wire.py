@@ -135,7 +135,7 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
 def _structured(schema: dict[str, Any] | None) -> dict[str, Any] | None:
     if schema is None:
         return None
-    return {"disable_any_whitespace": True, **({"json": schema} if schema else {"json_object": True})}
+    return {"json": schema} if schema else {"json_object": True}
 
 
 def _server_hash(item: PromptItem) -> str:

@@ -203,7 +203,7 @@ def _structured(schema: dict[str, Any] | None) -> Any:
     if schema is None:
         return None
     constraint = {"json": schema} if schema else {"json_object": True}
-    return StructuredOutputsParams(**constraint, disable_any_whitespace=True)
+    return StructuredOutputsParams(**constraint)
 
 
 def _logprobs(token_ids: Sequence[int], entries: Any, count: int) -> tuple[TokenLogprobs, ...]:

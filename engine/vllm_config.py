@@ -85,6 +85,8 @@ class VllmEngineConfig(BaseModel):
             "mm_processor_cache_type": "lru",
             # Pixels cross as the renderer makes them: raw bytes for the models that normalise on their device.
             "mm_device_do_normalize": True,
+            # The library of the embedded engine; a model that could put blanks anywhere may never come to an end.
+            "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
             "disable_log_stats": True,
         }
         return {name: value for name, value in args.items() if value is not None} | self.engine_args

@@ -190,13 +190,14 @@ async def test_a_request_says_everything_that_a_default_could_change() -> None:
 
 async def test_items_cross_whole_every_time() -> None:
     prompt = lab("qwen2_5_vl").prompt(Text(3), Picture(1), Text(2))
+    grid = (prompt.items[0].tensors or {})["image_grid_thw"].tolist()
     async with serving(FakeServer()) as server, engine_of(server.url) as engine:
         await ask(engine, prompt)
         await ask(engine, prompt)
         for body in server.bodies:
             features = body["features"]
             decoded = decode_base64(features["kwargs_data"]["image"][0], WireLimits())
-            assert decoded.tensors["image_grid_thw"].tolist() == prompt.items[0].tensors["image_grid_thw"].tolist()
+            assert decoded.tensors["image_grid_thw"].tolist() == grid
             place = prompt.items[0].range
             assert features["mm_placeholders"]["image"] == [{"offset": place.offset, "length": place.length}]
             assert features["mm_hashes"]["image"] == [prompt.items[0].cache_key]

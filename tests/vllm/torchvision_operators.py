@@ -8,12 +8,14 @@ vLLM's own processes need it too.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -49,8 +51,7 @@ class _Loader(Loader):
 
 
 def _define_missing() -> None:
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     if torch.version.cuda is not None or _loads():
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -61,8 +62,7 @@ def _define_missing() -> None:
 
 def _loads() -> bool:
     """Whether torchvision's shared library fits this torch."""
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     library = importlib.util.find_spec("torchvision._C") if "torchvision" in sys.modules else None
     if library is None or library.origin is None:
         return False

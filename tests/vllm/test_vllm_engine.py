@@ -1,0 +1,210 @@
+"""VllmEngine on the CPU build of vLLM: answers, cache coupling, continuation, death."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+
+from engine.protocol import SamplingParams
+from renderer.errors import CacheMissError, ContextLengthError, EngineDeadError, RequestError
+from renderer.prompt import RenderedPrompt
+from tests.vllm.conftest import GREEDY, Rig, chat, ids_of, open_rig, own_answer
+
+PICTURES = 40
+CLIENTS = 16
+REQUESTS = 240
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["qwen2_5_vl"])
+async def rig(request: Any) -> AsyncIterator[Rig]:
+    async for opened in open_rig(request.param):
+        yield opened
+
+
+@pytest.mark.parametrize("pictures", [(), (1,), (2, 3), (4, 4, 5)])
+async def test_tokens_are_those_of_vllms_own_chat(rig: Rig, pictures: tuple[int, ...]) -> None:
+    ours = ids_of(await rig.ask(await rig.render("What is it?", *pictures), GREEDY))
+    assert len(ours) == GREEDY.max_tokens
+    await rig.engine.reset_cache()  # nothing of ours may answer for it
+    assert await own_answer(rig, "What is it?", *pictures) == ours
+    await rig.engine.reset_cache()  # vLLM has put items of its own into the receiver
+
+
+async def test_the_second_time_a_picture_crosses_by_reference(rig: Rig) -> None:
+    first = ids_of(await rig.ask(await rig.render("What is it?", 7), GREEDY))
+    before = (await rig.engine.stats()).tensors_received
+    prompt = await rig.render("What is it?", 7)
+    assert prompt.items[0].tensors is None
+    assert ids_of(await rig.ask(prompt, GREEDY)) == first
+    assert (await rig.engine.stats()).tensors_received == before
+
+
+async def test_many_pictures_in_a_small_cache_without_a_miss(rig: Rig) -> None:
+    """Forty pictures, room for three, clients that go away: no error, no answer about another's picture."""
+    await rig.engine.reset_cache()
+    alone = {seed: ids_of(await rig.ask(await rig.render("What?", 100 + seed), GREEDY)) for seed in range(PICTURES)}
+    before = await rig.engine.stats()
+    assert len(set(alone.values())) > PICTURES // 2
+    await rig.engine.reset_cache()
+    sent = (await rig.engine.stats()).tensors_received
+    await asyncio.gather(*(_client(rig, number, alone) for number in range(CLIENTS)))
+    after = await rig.engine.stats()
+    assert after.receiver_misses == before.receiver_misses == 0
+    assert after.tensors_received - sent == rig.engine.sender_cache.stats.misses
+    assert rig.engine.sender_cache.stats.hits > 0
+    assert after.running + after.waiting == 0
+
+
+async def _client(rig: Rig, number: int, alone: dict[int, tuple[int, ...]]) -> None:
+    choose = random.Random(number)
+    for turn in range(REQUESTS // CLIENTS):
+        seed = choose.choice([choose.randrange(PICTURES), choose.randrange(3)])
+        ids = await _answer(rig, seed, f"client-{number}-{turn}", goes_away=choose.random() < 0.25)
+        assert ids == alone[seed][: len(ids)]
+
+
+async def _answer(rig: Rig, seed: int, request_id: str, goes_away: bool) -> tuple[int, ...]:
+    """As a replica does it: rendered again where an item has gone since it was looked up."""
+    while True:
+        prompt = await rig.render("What?", 100 + seed)
+        ids: tuple[int, ...] = ()
+        try:
+            async with aclosing(_stream(rig, prompt, request_id)) as outputs:
+                async for tokens in outputs:
+                    ids += tokens
+                    if goes_away:
+                        return ids
+            return ids
+        except CacheMissError:
+            continue
+
+
+async def _stream(rig: Rig, prompt: RenderedPrompt, request_id: str) -> AsyncGenerator[tuple[int, ...]]:
+    async with aclosing(rig.engine.generate(prompt, GREEDY, request_id=request_id)) as outputs:
+        async for output in outputs:
+            yield output.token_ids
+
+
+async def test_a_miss_that_comes_all_the_same_is_sent_again_and_counted(rig: Rig) -> None:
+    prompt = await rig.render("What is it?", 60)
+    whole = await rig.renderer.request_pool.run(rig.renderer.render_chat, chat("What is it?", 60), True)
+    first = ids_of(await rig.ask(prompt, GREEDY))
+    before = (await rig.engine.stats()).receiver_misses
+    await rig.engine._serving().clear_caches()  # behind the mirror's back
+    assert ids_of(await rig.ask(whole, GREEDY)) == first
+    assert (await rig.engine.stats()).receiver_misses == before + 1
+    await rig.engine._serving().clear_caches()
+    with pytest.raises(CacheMissError):
+        await rig.ask(replace(prompt, items=tuple(replace(item, tensors=None) for item in prompt.items)), GREEDY)
+    await rig.engine.reset_cache()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        GREEDY,
+        replace(GREEDY, temperature=1.0, seed=5),
+        replace(GREEDY, presence_penalty=1.0),
+        replace(GREEDY, temperature=1.0, seed=5, frequency_penalty=0.5),
+    ],
+)
+async def test_output_goes_on_after_what_another_replica_streamed(rig: Rig, params: SamplingParams) -> None:
+    whole = ids_of(await rig.ask(await rig.render("Go on", 8), params))
+    rest = await rig.ask(await rig.render("Go on", 8), params, prior=whole[:5])
+    assert ids_of(rest) == whole[5:]
+    assert rest[-1].finish_reason == "length"
+
+
+async def test_an_item_that_the_model_does_not_take_is_refused_and_costs_nobody_else_anything(rig: Rig) -> None:
+    prompt = await rig.renderer.request_pool.run(rig.renderer.render_chat, chat("What?", 9), True)
+    item = prompt.items[0]
+    tensors = dict(item.tensors or {})
+    pixels = tensors["pixel_values"]
+    for wrong in (
+        {"pixel_values": pixels.astype(np.float32)},
+        {"pixel_values": pixels[:-4]},
+        {"pixel_values": pixels[:, :-1]},
+        {"image_grid_thw": np.array([1, 2, 2])},
+        {"more": pixels},
+    ):
+        bad = replace(item, cache_key="foreign:x", tensors={**tensors, **wrong})
+        with pytest.raises(RequestError):
+            await rig.ask(replace(prompt, items=(bad,)), GREEDY)
+    await rig.engine.health()
+    assert len(ids_of(await rig.ask(await rig.render("What?", 9), GREEDY))) == GREEDY.max_tokens
+
+
+async def test_what_exceeds_the_length_is_refused(rig: Rig) -> None:
+    with pytest.raises(ContextLengthError):
+        await rig.ask(await rig.render("What?"), replace(GREEDY, max_tokens=4096))
+
+
+async def test_logprobs_are_those_of_the_sampled_token_and_the_likeliest(rig: Rig) -> None:
+    outputs = await rig.ask(await rig.render("What?"), replace(GREEDY, logprobs=3))
+    entries = [entry for output in outputs for entry in output.logprobs]
+    assert [entry.token_id for entry in entries] == list(ids_of(outputs))
+    assert all(entry.rank == 1 and entry.top[0] == (entry.token_id, entry.logprob) for entry in entries)
+    assert all(len(entry.top) == 3 for entry in entries)
+
+
+async def test_a_schema_is_followed(rig: Rig) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    outputs = await rig.ask(
+        await rig.render("Number?"), SamplingParams(max_tokens=40, temperature=1.0, seed=1, structured=schema)
+    )
+    assert rig.renderer.detokenize(ids_of(outputs)).startswith(('{"n":1}', '{"n":22}'))
+    assert outputs[-1].finish_reason == "stop"
+
+
+async def test_an_aborted_request_ends_with_that_reason(rig: Rig) -> None:
+    prompt = await rig.render("Long")
+    outputs = rig.engine.generate(prompt, replace(GREEDY, max_tokens=3000), request_id="long")
+    reasons = []
+    async for output in outputs:
+        reasons.append(output.finish_reason)
+        if len(reasons) == 1:
+            await rig.engine.abort("long")
+    assert reasons[-1] == "abort"
+    assert (await rig.engine.stats()).aborted > 0
+
+
+async def test_a_dead_core_ends_its_requests_and_comes_back_empty(rig: Rig) -> None:
+    answer = ids_of(await rig.ask(await rig.render("What is it?", 1), GREEDY))
+    prompt = await rig.render("Long")
+    with pytest.raises(EngineDeadError):
+        await _killed_while_streaming(rig, prompt)
+    with pytest.raises(EngineDeadError):
+        await rig.engine.health()
+    async with asyncio.timeout(600):
+        while (await rig.engine.stats()).restarts == 0:  # noqa: ASYNC110  # the engine tells nobody
+            await asyncio.sleep(0.1)
+    assert rig.engine.sender_cache.keys() == ()
+    again = await rig.render("What is it?", 1)
+    assert again.items[0].tensors is not None
+    assert ids_of(await rig.ask(again, GREEDY)) == answer
+
+
+async def _killed_while_streaming(rig: Rig, prompt: RenderedPrompt) -> None:
+    async for _ in rig.engine.generate(prompt, replace(GREEDY, max_tokens=3000), request_id="long"):
+        _kill_core()
+
+
+def _kill_core() -> None:
+    for process in psutil.Process().children(recursive=True):
+        if "EngineCore" in " ".join(process.cmdline()):
+            process.kill()
