@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from engine.config import EngineConfig
+from engine.backends import AnyEngineConfig
 from renderer.config import MIB, RendererConfig
 
 PROJECT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ class EngineTierConfig(ReplicaConfig):
     drain_s: float = Field(600, gt=0, description="Longer than the longest stream that is allowed.")
     restart_s: float = Field(300, ge=0, description="How long the engine may be down before the replica is replaced.")
     renderer: RendererConfig
-    engine: EngineConfig
+    engine: AnyEngineConfig
 
     @model_validator(mode="after")
     def _parts_agree(self) -> EngineTierConfig:

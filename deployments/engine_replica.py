@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import cast
 
 from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
 from deployments.config import EngineTierConfig
@@ -14,21 +14,13 @@ from deployments.generation import ChoiceText, choice_params, deltas, merge
 from deployments.records import Record
 from deployments.rendering import Clock, RenderOnly, rendered, warm_renderer
 from deployments.sampling import resolve
-from engine.embedded import EmbeddedEngine
-from engine.protocol import Engine, EngineOutput, SamplingParams
-from renderer.caches import SenderCache
+from engine.backends import CoupledEngine, make_engine
+from engine.protocol import EngineOutput, SamplingParams
 from renderer.errors import CacheMissError, EngineDeadError, EngineStartingError
 from renderer.prompt import RenderedPrompt
 
-
-class CoupledEngine(Engine, Protocol):
-    """An engine and the sender cache that mirrors what it holds; None where the engine runs elsewhere."""
-
-    @property
-    def sender_cache(self) -> SenderCache | None: ...
-
-    @property
-    def max_model_len(self) -> int: ...
+# Of one prompt. Where a cache holds a few images and many clients ask for others, one in three look-ups is in vain.
+MAX_RENDERINGS = 8
 
 
 class EngineReplica(RenderOnly):
@@ -43,7 +35,7 @@ class EngineReplica(RenderOnly):
 
     async def __init__(self, config: EngineTierConfig, engine: CoupledEngine | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
         record = Record("engine")
-        self.engine = EmbeddedEngine(config.engine) if engine is None else engine
+        self.engine = make_engine(config.engine) if engine is None else engine
         self._restart_s = config.restart_s
         self._down_since: float | None = None
         try:
@@ -158,19 +150,19 @@ class EngineReplica(RenderOnly):
     ) -> AsyncGenerator[EngineOutput]:
         """One choice's outputs.
 
-        An engine that restarted after the prompt was rendered lacks the items that came without tensors: nothing has
-        been generated then, and the prompt is rendered once more.
+        An engine that restarted after the prompt was rendered lacks the items that came without tensors; vLLM, whose
+        cache knows no pins, may have dropped them by then: nothing has been generated, and the prompt is rendered anew.
         """
         request_id = f"{call.request_id}-{choice.index}"
         own = choice_params(params, choice.index % call.sampling.n)
-        for rendered_again in (False, True):
+        for rendering in range(1, MAX_RENDERINGS + 1):
             try:
                 async with aclosing(self._generate(prompt, own, request_id, choice.prior_output_ids)) as outputs:
                     async for output in outputs:
                         yield output
                 return
             except CacheMissError:
-                if rendered_again:
+                if rendering == MAX_RENDERINGS:
                     raise
                 prompt = await self._render(call)
 

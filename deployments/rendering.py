@@ -16,7 +16,7 @@ from deployments.records import Record
 from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
 from engine.protocol import SamplingParams
-from renderer.caches import CacheStats, SenderCache
+from renderer.caches import CacheStats, MediaCache
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, CompletionRequest
 from renderer.prompt import RenderedPrompt
@@ -117,7 +117,7 @@ class RenderOnly:
         return resolve(call.sampling, defaults, length, self.renderer.max_model_len)
 
 
-async def warm_renderer(config: RendererConfig, record: Record, sender_cache: SenderCache | None = None) -> Renderer:
+async def warm_renderer(config: RendererConfig, record: Record, sender_cache: MediaCache | None = None) -> Renderer:
     """A renderer whose every thread is warm; the seconds of each step go into the record.
 
     Raises:

@@ -16,6 +16,7 @@ from deployments.config import EngineTierConfig, GreenroomConfig
 from deployments.engine_replica import EngineReplica
 from deployments.schemas import ChatBody, parse
 from deployments.tier import Operation, Tiers, choose_tier
+from engine.config import EngineConfig
 from engine.embedded import EmbeddedEngine
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from renderer.caches import CacheStats
@@ -26,6 +27,10 @@ from tests.stack.helpers import ITEM_BYTES, about, picture
 
 RESTART_S = 0.5
 GREEDY = SamplingRequest(max_tokens=12, temperature=0)
+
+
+def embedded(config: EngineTierConfig) -> EngineConfig:
+    return EngineConfig.model_validate(config.engine.model_dump())
 
 
 def tier_config(**tier: Any) -> EngineTierConfig:
@@ -167,7 +172,7 @@ class LosesItsCore(EmbeddedEngine):
 
 def test_what_the_engine_lost_between_rendering_and_submission_is_rendered_again() -> None:
     config = tier_config()
-    replica = started(config, LosesItsCore(config.engine))
+    replica = started(config, LosesItsCore(embedded(config)))
     try:
         first = asyncio.run(answers(replica, call(chat(2))))
         assert asyncio.run(answers(replica, call(chat(2)))) == first
@@ -191,7 +196,7 @@ class Apart:
 
 def test_serve_tokens_skips_mm_cache_for_remote_engine_execution() -> None:
     config = tier_config()
-    replica = started(config, Apart(EmbeddedEngine(config.engine)))
+    replica = started(config, Apart(EmbeddedEngine(embedded(config))))
     skip = choose_tier(Operation.GENERATE_PARTS, Tiers(render=True, engine="remote")).skip_mm_cache
     assert skip is True
     try:
