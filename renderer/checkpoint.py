@@ -68,10 +68,16 @@ class Checkpoint:
         return "float16" if str(own).removeprefix("torch.") == "float16" else "bfloat16"
 
     def image_processor(self) -> Any:
-        """The checkpoint's image processor, of Hugging Face's Pillow backend: it needs no torchvision."""
-        return AutoImageProcessor.from_pretrained(
-            self.name, revision=self.revision, trust_remote_code=self.trust_remote_code, backend="pil"
-        )
+        """The checkpoint's image processor, of Hugging Face's Pillow backend: it needs no torchvision.
+
+        Raises:
+            ConfigError: There is none, or its settings contradict each other.
+        """
+        source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        try:
+            return AutoImageProcessor.from_pretrained(self.name, backend="pil", **source)
+        except Exception as error:  # As many classes as there are families, each with errors of its own.
+            raise ConfigError(f"cannot read the image processor of {self.name!r}: {error}", "model") from error
 
     def generation_defaults(self) -> Mapping[str, Any]:
         """`generation_config.json` as it stands, empty without one."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, ImagePart, TokensRequest
@@ -181,3 +186,44 @@ def test_a_thread_of_pixels_is_refused_where_it_would_be_blown_up(renderer_of: R
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recorded_case_is_a_case(family: str) -> None:
     assert set(golden(family)["cases"]) == set(cases(family)), "record the goldens again"
+
+
+def changed(family: str, folder: Path, file: str, **values: Any) -> RendererConfig:
+    """A renderer's configuration for a copy of the checkpoint with other values in one of its files."""
+    copy = folder / family
+    shutil.copytree(checkpoint(family), copy)
+    content = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**content, **values}))
+    return RendererConfig(model=str(copy))
+
+
+def test_a_model_of_an_unknown_family_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    config = changed("qwen2", tmp_path, "config.json", model_type="blip-2", architectures=None)
+    with pytest.raises(ConfigError, match=r"'blip-2' cannot be rendered; known are qwen2_vl, .*gemma3.*text-only"):
+        Renderer(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "values", "reason"),
+    [
+        ("llava", "config.json", {"vision_feature_select_strategy": "class"}, "vision_feature_select_strategy"),
+        ("llava_onevision", "config.json", {"vision_aspect_ratio": "square"}, "'square' is not known"),
+        ("paligemma", "tokenizer_config.json", {"bos_token": None}, "begin token"),
+        ("qwen2_vl", "preprocessor_config.json", {"size": {"height": 28, "width": 28}}, "shortest_edge"),
+    ],
+)
+def test_a_checkpoint_that_is_made_otherwise_is_refused_at_start(
+    family: str, file: str, values: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Renderer(changed(family, tmp_path, file, **values))
+
+
+def test_a_processor_that_only_rescales_gives_values_up_to_one(tmp_path: Path) -> None:
+    renderer = Renderer(changed("llava", tmp_path, "preprocessor_config.json", do_normalize=False))
+    (item,) = render(renderer, chat(user(image("rgb-336x336.png")))).items
+    assert item.tensors is not None
+    with Image.open(io.BytesIO(picture("rgb-336x336.png"))) as opened:
+        expected = np.asarray(opened).transpose(2, 0, 1) * np.float32(1 / 255)
+    np.testing.assert_array_equal(item.tensors["pixel_values"], expected)
+    renderer.close()
