@@ -134,15 +134,24 @@ class ApplicationPolicy:
         carried = self._tiers.get(context.deployment_name)
         if carried is not None:
             return decide(context, figures, carried)
-        requests = context.total_num_requests
-        return at_least_one(requests / context.config.get_target_ongoing_requests(), requests)
+        return settled(context, context.total_num_requests / context.config.get_target_ongoing_requests())
 
 
 def decide(context: Any, figures: Mapping[str, float], carried: Mapping[str, float]) -> float:
     """Replicas for a deployment. Where nobody has told a figure yet, it stays as it is."""
     if not figures.keys() & carried.keys() and context.current_num_replicas > 0:
         return float(context.target_num_replicas)
-    return at_least_one(replicas_for(figures, carried), context.total_num_requests)
+    return settled(context, replicas_for(figures, carried))
+
+
+def settled(context: Any, replicas: float) -> float:
+    """Whole replicas, and while the first ones are only starting no fewer than these.
+
+    Serve's delays do not hold while no replica runs: a need that wavers would stop replicas that are being started.
+    """
+    whole = at_least_one(replicas, context.total_num_requests)
+    starting = context.target_num_replicas if context.current_num_replicas == 0 else 0
+    return float(max(whole, starting)) if whole > 0 else whole
 
 
 def reported(context: Any) -> dict[str, float]:

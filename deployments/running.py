@@ -11,6 +11,6 @@ def running_replicas(handle: Any) -> int | None:
     Ray Serve 2.60 keeps it to itself; what it offers instead asks the controller or every replica.
     """
     router = getattr(handle._router, "_asyncio_router", None)
-    if router is None or router.request_router is None or not router.running_replicas_populated():
+    if router is None or router.request_router is None or router._running_replicas is None:
         return None
     return len(router.request_router.curr_replicas)

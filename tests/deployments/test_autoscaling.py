@@ -42,6 +42,7 @@ def context(
     figures: dict[str, list[float]] | None = None,
     *,
     replicas: int = 2,
+    target: int | None = None,
     requests: float = 0.0,
     queued: float = 0.0,
     target_requests: float = 2.0,
@@ -55,7 +56,7 @@ def context(
         deployment_name=name,
         app_name="greenroom",
         current_num_replicas=replicas,
-        target_num_replicas=replicas,
+        target_num_replicas=replicas if target is None else target,
         running_replicas=[],
         total_num_requests=requests,
         total_queued_requests=queued,
@@ -185,6 +186,9 @@ def test_an_error_ends_the_work_under_way() -> None:
         (context(figures={"else": [5.0]}, replicas=3), 3),
         (context(figures={}, replicas=0), 0),
         (context(figures={}, replicas=0, requests=1), 1),
+        (context(figures={}, replicas=0, target=3, requests=1), 3),  # these are starting
+        (context(figures={}, replicas=0, target=3), 0),
+        (context(figures={RENDER_SECONDS: [0.1]}, replicas=1, target=3), 1),  # Serve's delays hold from here on
     ],
 )
 def test_a_tier_scales_on_the_work_that_waits(given_context: AutoscalingContext, expected: int) -> None:
@@ -244,6 +248,12 @@ def test_a_tier_of_no_replicas_starts_while_its_work_is_served_elsewhere() -> No
     assert decided(router, context(replicas=0))["RenderReplica"] == 1
     idle = context("Router", {RENDER_SECONDS: [0.0]}, replicas=1)
     assert decided(idle, context(replicas=0))["RenderReplica"] == 0
+
+
+def test_a_tier_whose_first_replicas_are_starting_does_not_waver() -> None:
+    router = context("Router", {RENDER_SECONDS: [0.2]}, replicas=1, requests=1)
+    assert decided(router, context(replicas=0, target=2))["RenderReplica"] == 2
+    assert decided(context("Router", replicas=0, target=2, requests=1))["Router"] == 2
 
 
 def test_a_figure_scales_only_the_tiers_that_carry_it() -> None:
