@@ -64,7 +64,7 @@ async def open_rig(family: str) -> AsyncGenerator[Rig]:
             backend="vllm",
             model=path,
             dtype="float32",
-            max_model_len=4096,
+            max_model_len=8192,
             max_num_seqs=16,
             max_num_batched_tokens=4096,
             kv_cache_bytes=256 * 1024 * 1024,
@@ -72,7 +72,7 @@ async def open_rig(family: str) -> AsyncGenerator[Rig]:
             enforce_eager=True,
         )
     )
-    renderer = Renderer(RendererConfig(model=path, max_model_len=4096), engine.sender_cache)
+    renderer = Renderer(RendererConfig(model=path, max_model_len=8192), engine.sender_cache)
     try:
         await engine.start()
         yield Rig(renderer, engine)
@@ -103,12 +103,14 @@ async def own_answer(rig: Rig, text: str, *pictures: int) -> tuple[int, ...]:
     from vllm.sampling_params import RequestOutputKind
 
     llm = rig.engine._serving().llm
-    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
-    prompt: dict[str, Any] = {
-        "prompt": llm.get_tokenizer().apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-    }
+    parts = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
+    content = parts if rig.renderer.modalities else text
+    tokenizer = llm.get_tokenizer()
+    chat_text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    # As vLLM's chat route does it: the template writes the special tokens that there are.
+    prompt: dict[str, Any] = {"prompt_token_ids": tokenizer.encode(chat_text, add_special_tokens=False)}
     if pictures:
         prompt["multi_modal_data"] = {"image": [picture(seed) for seed in pictures]}
     params = vllm.SamplingParams(

@@ -146,7 +146,7 @@ async def test_an_item_that_the_model_does_not_take_is_refused_and_costs_nobody_
 
 async def test_what_exceeds_the_length_is_refused(rig: Rig) -> None:
     with pytest.raises(ContextLengthError):
-        await rig.ask(await rig.render("What?"), replace(GREEDY, max_tokens=4096))
+        await rig.ask(await rig.render("What?"), replace(GREEDY, max_tokens=8192))
 
 
 async def test_logprobs_are_those_of_the_sampled_token_and_the_likeliest(rig: Rig) -> None:
