@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peer goldens check format serve lock clean
+.PHONY: help setup demo test test-peer test-vllm goldens check format serve lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,13 @@ test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environm
 
 goldens: $(STAMP)  ## Record the answers of vLLM 0.32 anew (PEER=its virtual environment, or the address of its renderer)
 	$(BIN)/python -m tests.goldens.record "$(PEER)" $(ARGS)
+
+test-vllm: .venv-vllm/.installed  ## Test the vllm backend on vLLM's CPU build, in .venv-vllm
+	.venv-vllm/bin/python -m pytest -m vllm -W ignore::pytest.PytestUnraisableExceptionWarning tests/vllm $(ARGS)
+
+.venv-vllm/.installed: constraints.txt pyproject.toml tests/vllm/setup.sh
+	bash tests/vllm/setup.sh .venv-vllm $(PYTHON)
+	@touch $@
 
 check: $(STAMP)  ## Formatting, lint, strict types
 	$(BIN)/ruff format --check .
