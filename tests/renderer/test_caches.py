@@ -201,6 +201,14 @@ def test_where_pins_leave_no_room_an_item_passes_uncached_and_nothing_is_dropped
     running.lease.close()
 
 
+def test_a_requests_own_items_do_not_drop_each_other() -> None:
+    cache = SenderCache(60)
+    submission = cache.commit([prompt_item("key2", True), prompt_item("key3", True)])
+    assert submission.drop == ()
+    assert [item.keep for item in submission.items] == [True, False]
+    assert cache.keys() == ("key2",)
+
+
 def test_an_item_that_came_without_tensors_and_is_not_held_changes_nothing() -> None:
     cache = SenderCache(100)
     commit(cache, "key0")

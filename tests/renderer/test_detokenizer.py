@@ -114,6 +114,15 @@ def test_the_first_of_two_matches_ends_the_text() -> None:
     assert detokenizer.stop_reason == "e"
 
 
+def test_of_two_matches_at_one_place_the_first_named_ends_the_text() -> None:
+    token = BYTE_LEVEL.encode(" the", False)
+    assert len(token) == 1
+    for stop in (["th", "t"], ["t", "th"]):
+        detokenizer = IncrementalDetokenizer(BYTE_LEVEL, stop=stop)
+        assert detokenizer.feed(token) == " "
+        assert detokenizer.stop_reason == stop[0]
+
+
 def test_tokens_after_a_stop_string_are_ignored() -> None:
     ids = [BYTE_LEVEL.encode(letter, False)[0] for letter in "abcd"]
     detokenizer = IncrementalDetokenizer(BYTE_LEVEL, stop=["b"])

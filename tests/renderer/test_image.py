@@ -133,6 +133,11 @@ def test_a_png_header_with_a_late_orientation_decodes_no_pixel(monkeypatch: pyte
     assert read_header(FILES["late-exif.png"], 0, LIMITS).orientation == 6
 
 
+def test_pixels_of_another_size_than_the_header_gave_are_refused() -> None:
+    with pytest.raises(MediaError, match="not of the size"):
+        decode(FILES["rgb.png"], read_header(FILES["one-pixel.png"], 0, LIMITS), 0)
+
+
 @pytest.mark.parametrize(
     "data",
     [

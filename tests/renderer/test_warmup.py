@@ -6,13 +6,14 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from renderer.caches import CacheStats, ProcessedItem, ProcessorCache, SenderCache
+from renderer.caches import CacheStats, Lease, ProcessedItem, ProcessorCache, SenderCache
 from renderer.config import RendererConfig
 from renderer.errors import WarmupError
 from renderer.prompt import Tensors
@@ -31,7 +32,12 @@ class WatchedCache(ProcessorCache):
     def __init__(self) -> None:
         super().__init__(10**9)
         self.stored: list[str] = []
+        self.asked_by: set[str] = set()
         self.cleared = 0
+
+    def look_up(self, key: str, lease: Lease | None = None) -> ProcessedItem | None:
+        self.asked_by.add(threading.current_thread().name)
+        return super().look_up(key, lease)
 
     def store(self, key: str, item: ProcessedItem) -> None:
         super().store(key, item)
@@ -116,11 +122,13 @@ def test_nothing_to_clear_is_no_error() -> None:
     _clear_processor_cache(None)
 
 
-def test_every_media_thread_processes_and_every_request_thread_renders(cold: Renderer) -> None:
+def test_every_media_thread_processes_and_every_request_thread_applies(cold: Renderer) -> None:
     cold.family = family = Watched(cold.family)
     cold.warmup()
     assert len(family.threads) == 3
     assert all(name.startswith("media") for name in family.threads)
+    assert len(watched(cold).asked_by) == 2
+    assert all(name.startswith("render") for name in watched(cold).asked_by)
 
 
 def test_the_largest_size_and_a_usual_one_are_processed(cold: Renderer) -> None:
