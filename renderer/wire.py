@@ -212,8 +212,8 @@ def _tensor(name: str, value: Any, limits: WireLimits) -> NDArray[Any]:
     dtype = _BFLOAT16 if dtype_name == "bfloat16" else _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
         _refuse(f"{name!r} has the unknown dtype {dtype_name!r}")
-    if not isinstance(shape, list) or len(shape) > limits.max_dimensions or not all(map(_is_size, shape)):
-        _refuse(f"the shape of {name!r} must be at most {limits.max_dimensions} sizes")
+    if not _is_shape(shape, limits):
+        _refuse(f"the shape of {name!r} must be at most {limits.max_dimensions} sizes within {limits.max_bytes} bytes")
     if math.prod(shape) * dtype.itemsize != len(elements.data):
         _refuse(f"{name!r} has {len(elements.data)} bytes, which are not of its shape {shape}")
     array = np.frombuffer(elements.data, dtype).reshape(shape)
@@ -249,8 +249,12 @@ def _are_arguments(keep_on_cpu: Any = False, slices: Any = (), dim: Any = 0, bat
     )
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 0
+def _is_shape(value: Any, limits: WireLimits) -> bool:
+    """Whether it is a list of sizes in bounds, their product too: where one is 0 the others are not to run away."""
+    if not isinstance(value, list) or len(value) > limits.max_dimensions:
+        return False
+    sizes_in_bounds = all(type(size) is int and 0 <= size <= limits.max_bytes for size in value)
+    return sizes_in_bounds and math.prod(size or 1 for size in value) <= limits.max_bytes
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Items on the wire: byte for byte what the protocol says, and nothing else is read."""
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -8,7 +9,7 @@ import numpy as np
 import pybase64
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -201,9 +202,46 @@ def test_any_messagepack_is_read_or_refused(value: Any) -> None:
     read(msgpack.packb(value))
 
 
-@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 10**6))
-def test_a_damaged_item_is_read_or_refused(place: int, byte: int, cut: int) -> None:
+def damaged_item(place: int, byte: int, length: int) -> bytes:
     item = bytearray(encode_item(QWEN, QWEN_FIELDS))
     item[place % len(item)] = byte
-    read(bytes(item))
-    read(bytes(item[: cut % len(item)]))
+    return bytes(item[: len(item) - length % len(item)])
+
+
+damaged_items = st.builds(damaged_item, st.integers(0, 10**6), st.integers(0, 255), st.just(0) | st.integers(0, 10**6))
+
+
+@given(damaged_items)
+def test_a_damaged_item_is_read_or_refused(data: bytes) -> None:
+    read(data)
+
+
+@pytest.mark.fuzz
+@settings(max_examples=20_000)
+@given(st.binary(max_size=400) | near_items.map(msgpack.packb) | damaged_items)
+def test_twenty_thousand_cases_are_read_or_refused(data: bytes) -> None:
+    read(data)
+
+
+CLAIMS = {
+    "an array of four thousand million": b"\xdd\xff\xff\xff\xff",
+    "a map of four thousand million": b"\xdf\xff\xff\xff\xff",
+    "a text of four gigabytes": b"\xdb\xff\xff\xff\xff",
+    "bytes of four gigabytes": b"\xc6\xff\xff\xff\xff",
+    "a tensor of four gigabytes": b"\xc9\xff\xff\xff\xff\x03",
+    "a shape of exabytes": packed("float64", [2**31, 2**31], b""),
+    "a shape of nothing by exabytes": packed("float64", [0, 2**62, 2**62], b""),
+    "a shape of nothing by many sizes": packed("float64", [0] + [2**19] * 7, b""),
+    "arrays in arrays": b"\xdc\x0f\xff" * 30,
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_an_item_claims_is_not_allocated(claim: str) -> None:
+    tracemalloc.start()
+    try:
+        read(CLAIMS[claim] + b"\x00" * 64)
+        read(CLAIMS[claim])
+        assert tracemalloc.get_traced_memory()[1] < 2 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
