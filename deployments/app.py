@@ -14,32 +14,70 @@ replaces such an option there as a whole.
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
 
-from deployments.config import GreenroomConfig, ReplicaConfig
+from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, RENDER_SECONDS
+from deployments.config import EngineTierConfig, GreenroomConfig, RenderTierConfig, ReplicaConfig
 from deployments.engine_replica import EngineReplica
 from deployments.render_replica import RenderIngress, RenderReplica
 from deployments.router import Router
 
 # Serve's own default drops a replica only ten minutes after the load has gone.
 ROUTER_SCALING = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 200, "downscale_delay_s": 300}
-RENDER_SCALING = {"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": 4, "upscale_delay_s": 10}
-ENGINE_SCALING = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 24, "upscale_delay_s": 30}
+RENDER_SCALING = {"min_replicas": 1, "max_replicas": 8, "upscale_delay_s": 10, "look_back_period_s": 15}
+ENGINE_SCALING = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 30}
+# What a render replica should have waiting, in seconds for each of its threads: how long a new request waits.
+RENDER_WAIT_S = 0.25
+# The part of an engine's batch that is in use before another engine starts, and the tokens of prompts that wait there.
+ENGINE_FILL = 0.75
+ENGINE_WAITING_TOKENS = 8192.0
 
 
 def build(config: GreenroomConfig) -> Any:
     """The whole application: what `serve_config.yaml` and `serve run deployments.app:build model=PATH` deploy."""
     render = engine = None
     if config.render is not None:
-        render = _deployment(RenderReplica, config.render, RENDER_SCALING).bind(config.render)
+        render = _deployment(RenderReplica, config.render, _render_scaling(config.render)).bind(config.render)
     if config.engine is not None:
-        engine = _deployment(EngineReplica, config.engine, ENGINE_SCALING).bind(config.engine)
+        scaling = ENGINE_SCALING | _policy(engine_carries(config.engine))
+        engine = _deployment(EngineReplica, config.engine, scaling, router=_affinity(config.engine)).bind(config.engine)
     return _ingress(Router, config.router, ROUTER_SCALING).bind(config, render, engine)
 
 
 def build_render(config: GreenroomConfig) -> Any:
     """The render tier alone, its replicas as the ingress: no hop for gateways that only render."""
     tier = config.render if config.render is not None else config.router
-    return _ingress(RenderIngress, tier, RENDER_SCALING).bind(config)
+    scaling = RENDER_SCALING if config.render is None else _render_scaling(config.render)
+    return _ingress(RenderIngress, tier, scaling).bind(config)
+
+
+def render_carries(config: RenderTierConfig) -> dict[str, float]:
+    """What one render replica should have under way: see `autoscaling.replicas_for`."""
+    return {RENDER_SECONDS: RENDER_WAIT_S * config.renderer.media_threads}
+
+
+def engine_carries(config: EngineTierConfig) -> dict[str, float]:
+    """What one engine replica should have under way."""
+    return {
+        ENGINE_SEQUENCES: ENGINE_FILL * config.engine.max_num_seqs,
+        ENGINE_PROMPT_TOKENS: ENGINE_WAITING_TOKENS,
+    }
+
+
+def _render_scaling(config: RenderTierConfig) -> dict[str, Any]:
+    return RENDER_SCALING | _policy(render_carries(config))
+
+
+def _policy(carried: dict[str, float]) -> dict[str, Any]:
+    name = "deployments.autoscaling:TierPolicy"
+    return {"policy": AutoscalingPolicy(policy_function=name, policy_kwargs={"carried": carried})}
+
+
+def _affinity(config: EngineTierConfig) -> RequestRouterConfig:
+    return RequestRouterConfig(
+        request_router_class="deployments.affinity_router:AffinityRouter",
+        request_router_kwargs={**config.affinity.model_dump(), "busy": config.engine.max_num_seqs},
+    )
 
 
 def _ingress(kind: type, config: ReplicaConfig, scaling: dict[str, Any]) -> Any:
@@ -47,7 +85,13 @@ def _ingress(kind: type, config: ReplicaConfig, scaling: dict[str, Any]) -> Any:
     return _deployment(serve.ingress()(kind), config, scaling, name=kind.__name__)
 
 
-def _deployment(kind: type, config: ReplicaConfig, scaling: dict[str, Any], name: str | None = None) -> Any:
+def _deployment(
+    kind: type,
+    config: ReplicaConfig,
+    scaling: dict[str, Any],
+    name: str | None = None,
+    router: RequestRouterConfig | None = None,
+) -> Any:
     return serve.deployment(
         kind,
         name=name or kind.__name__,
@@ -61,4 +105,5 @@ def _deployment(kind: type, config: ReplicaConfig, scaling: dict[str, Any], name
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
         health_check_timeout_s=10,
+        request_router_config=router or RequestRouterConfig(),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
+from deployments.autoscaling import ENGINE_SEQUENCES, RENDER_SECONDS, SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
     Event,
     GenerateCall,
@@ -27,7 +28,9 @@ from deployments.config import RouterConfig
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
 from deployments.rendering import RenderOnly
+from deployments.running import running_replicas
 from deployments.tier import Tier
+from deployments.work import call_seconds
 from renderer.errors import NotSupportedError
 from renderer.prompt import RenderedPrompt
 
@@ -62,6 +65,12 @@ class Backend(Protocol):
 
     async def clear_mm_cache(self) -> None: ...
 
+    def running(self, tier: Tier) -> int | None:
+        """Replicas of a tier that can be reached; None where that is not known yet."""
+
+    def figures(self) -> dict[str, float]:
+        """Means since the last call of the work that this process has for the tiers, for scaling."""
+
 
 def crosses_by_reference(request_bytes: int, answer_bytes: int, tensors_back: bool = False) -> bool:
     """How a call crosses to a replica and back.
@@ -76,13 +85,13 @@ class TierHandle:
     """One tier's handle, with the variants that calls need made once: deriving one costs as much as a small call."""
 
     def __init__(self, handle: Any) -> None:
-        self._handle = handle
+        self.handle = handle
         self._variants: dict[tuple[str, bool, bool], Any] = {}
 
     def variant(self, method: str, by_reference: bool, stream: bool = False) -> Any:
         key = (method, by_reference, stream)
         if key not in self._variants:
-            self._variants[key] = self._handle.options(
+            self._variants[key] = self.handle.options(
                 method_name=method,
                 stream=stream,
                 _by_reference=by_reference,
@@ -110,7 +119,7 @@ class TierHandle:
     async def broadcast(self, method: str) -> tuple[Any, ...]:
         """The answers of all running replicas that answer in time; none where none is running."""
         try:
-            response = self._handle.broadcast(method)
+            response = self.handle.broadcast(method)
             answers = await response.results_async(timeout_s=REPORT_TIMEOUT_S, return_exceptions=True)
         except (RayServeException, TimeoutError):
             return ()
@@ -123,6 +132,7 @@ class HandleBackend:
     def __init__(self, handles: Mapping[Tier, Any], config: RouterConfig) -> None:
         self._tiers = {tier: TierHandle(handle) for tier, handle in handles.items()}
         self._config = config
+        self._rendering, self._sequences = Gauge(), Gauge()
 
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         reply: Reply[tuple[RenderedPrompt, ...]] = await self._pure(
@@ -148,7 +158,14 @@ class HandleBackend:
         engine = self._tiers[Tier.ENGINE]
         size = media_bytes(call.request) + text_bytes(call.request)
         by_reference = crosses_by_reference(size, 0)
-        return continued(call, lambda rest: engine.stream("generate", rest, by_reference), self._config.failover_s)
+        events = continued(call, lambda rest: engine.stream("generate", rest, by_reference), self._config.failover_s)
+        return self._counted(events, len(call.choices))
+
+    def running(self, tier: Tier) -> int | None:
+        return running_replicas(self._tiers[tier].handle) if tier in self._tiers else 0
+
+    def figures(self) -> dict[str, float]:
+        return {RENDER_SECONDS: self._rendering.mean(), ENGINE_SEQUENCES: self._sequences.mean()}
 
     async def reports(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
         answers = await asyncio.gather(*(handle.broadcast("report") for handle in self._tiers.values()))
@@ -173,9 +190,17 @@ class HandleBackend:
 
     async def _pure(self, tier: Tier, method: str, argument: Any, by_reference: bool) -> Any:
         handle = self._tiers[tier]
-        return await retried(
-            lambda: handle.call(method, argument, by_reference=by_reference), self._config.render_attempts
-        )
+        seconds = call_seconds(argument) if isinstance(argument, RenderCall | TokenizeCall) else SECONDS_PER_REQUEST
+        with self._rendering.under_way(seconds):
+            return await retried(
+                lambda: handle.call(method, argument, by_reference=by_reference), self._config.render_attempts
+            )
+
+    async def _counted(self, events: AsyncGenerator[Event], choices: int) -> AsyncGenerator[Event]:
+        with self._sequences.under_way(choices):
+            async with aclosing(events):
+                async for event in events:
+                    yield event
 
 
 class LocalBackend:
@@ -205,6 +230,12 @@ class LocalBackend:
 
     async def clear_mm_cache(self) -> None:
         await self._replica.clear_mm_cache()
+
+    def running(self, tier: Tier) -> int | None:
+        return int(tier is Tier.RENDER)
+
+    def figures(self) -> dict[str, float]:
+        return {}
 
 
 def render_crosses_by_reference(call: RenderCall) -> bool:

@@ -115,6 +115,8 @@ class GenerateCall:
         request: A completion request has exactly one prompt.
         request_id: Unique in the cluster, whatever the client calls its request.
         every: Tokens of a choice that are collected before they are sent; 1 to stream.
+        affinity: What the request router finds the replica by that holds the conversation.
+        rank: Place in that key's rank of replicas to begin at.
     """
 
     request: Rendering
@@ -123,6 +125,8 @@ class GenerateCall:
     request_id: str
     skip_mm_cache: bool
     every: int = 1
+    affinity: str = ""
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)

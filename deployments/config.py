@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deployments.admission import Limit
 from engine.backends import AnyEngineConfig
 from renderer.config import MIB, RendererConfig
 
@@ -40,6 +41,35 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LaneConfig(_Frozen):
+    """What one router lets be under way, for each replica of the tier that serves it."""
+
+    requests: int = Field(64, ge=0)
+    media_bytes: int = Field(512 * MIB, ge=0, description="Encoded images; one request alone may exceed it.")
+
+    def limit(self, replicas: int) -> Limit:
+        return Limit(self.requests, self.media_bytes).times(replicas)
+
+
+class AdmissionConfig(_Frozen):
+    """Beyond these a request is refused at once, with a 503 that says when to come back."""
+
+    render: LaneConfig = LaneConfig()
+    generation: LaneConfig = LaneConfig()
+    overflow: LaneConfig = Field(
+        LaneConfig(requests=16, media_bytes=128 * MIB),
+        description="Of an engine replica, generation included, up to which render-only requests may go there.",
+    )
+    retry_after_s: int = Field(1, ge=0)
+
+
+class AffinityConfig(_Frozen):
+    """How faithful a conversation is to its engine replica: see `affinity.LoadBound`."""
+
+    factor: float = Field(1.5, ge=1, description="Of the mean load, up to which a favourite is kept.")
+    idle: int = Field(8, ge=0, description="Requests under way up to which a replica counts as idle.")
+
+
 class ReplicaConfig(_Frozen):
     """What every tier's deployment is told. `num_cpus` and `num_gpus` only schedule, they neither limit nor pin.
 
@@ -63,6 +93,10 @@ class RouterConfig(ReplicaConfig):
     render_attempts: int = Field(3, ge=1, description="Replicas that a render-only request is tried on.")
     failover_s: float = Field(30, ge=0, description="How long a generation without progress is tried again.")
     tier_wait_s: float = Field(120, ge=0, description="How long a starting router waits for the tiers' first replicas.")
+    admission: AdmissionConfig = AdmissionConfig()
+    overflow: bool = Field(
+        False, description="Whether engine replicas serve render-only requests that find the render tier full."
+    )
 
 
 class RenderTierConfig(ReplicaConfig):
@@ -76,6 +110,7 @@ class EngineTierConfig(ReplicaConfig):
 
     num_cpus: float = Field(0.6, ge=0)
     drain_s: float = Field(600, gt=0, description="Longer than the longest stream that is allowed.")
+    affinity: AffinityConfig = AffinityConfig()
     restart_s: float = Field(300, ge=0, description="How long the engine may be down before the replica is replaced.")
     renderer: RendererConfig
     engine: AnyEngineConfig

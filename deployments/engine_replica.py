@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from typing import cast
 
+from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, Gauge
 from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
 from deployments.config import EngineTierConfig
 from deployments.generation import ChoiceText, choice_params, deltas, merge
@@ -38,6 +39,7 @@ class EngineReplica(RenderOnly):
         self.engine = make_engine(config.engine) if engine is None else engine
         self._restart_s = config.restart_s
         self._down_since: float | None = None
+        self._sequences, self._prompt_tokens = Gauge(), Gauge()
         try:
             begun = time.perf_counter()
             await self.engine.start()
@@ -57,16 +59,18 @@ class EngineReplica(RenderOnly):
             EngineDeadError: The engine died; what was streamed is valid.
         """
         await self._check_engine()
-        with self.record.request("generate"):
+        with self.record.request("generate"), self._sequences.under_way(len(call.choices)), ExitStack() as waiting:
             clock = Clock()
             prompts = await self._prompts(call)
             clock.lap("render")
+            waiting.enter_context(self._prompt_tokens.under_way(len(prompts[0].token_ids)))
             try:
                 texts = [self._text(call, choice, prompts[0]) for choice in call.choices]
                 async with aclosing(self._deltas(call, prompts, texts)) as new:
                     async for delta in new:
                         if "first_token" not in clock.seconds:
                             clock.lap("first_token")
+                            waiting.close()
                             served = Served(self.record.tier, self.record.replica, clock.seconds)
                             yield Started(served, len(prompts[0].token_ids), max(text.cached_tokens for text in texts))
                         yield delta
@@ -87,6 +91,10 @@ class EngineReplica(RenderOnly):
         """Empty the processors' caches, and with them what the engine holds."""
         await super().clear_mm_cache()
         await self.engine.reset_cache()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve: sequences under way, and tokens of the prompts that wait for their first output."""
+        return {ENGINE_SEQUENCES: self._sequences.mean(), ENGINE_PROMPT_TOKENS: self._prompt_tokens.mean()}
 
     async def check_health(self) -> None:
         """Fail once the engine has been down for longer than it may take to restart.

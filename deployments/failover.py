@@ -48,6 +48,7 @@ class Progress:
         self._call = call
         self._output_ids = {choice.index: list(choice.prior_output_ids) for choice in call.choices}
         self._finished: set[int] = set()
+        self._rank = call.rank
         self.started: Started | None = None
 
     def is_finished(self) -> bool:
@@ -64,6 +65,10 @@ class Progress:
             self._finished.add(event.index)
         return True
 
+    def lost(self, error: BaseException) -> None:
+        """Pass over the replica next time, where it is alive and its engine is not: it would be chosen again."""
+        self._rank += isinstance(error, EngineDeadError)
+
     def remaining(self) -> GenerateCall:
         """The call for another replica: the choices that are not finished, with the tokens that they have."""
         choices = tuple(
@@ -71,7 +76,7 @@ class Progress:
             for choice in self._call.choices
             if choice.index not in self._finished
         )
-        return replace(self._call, choices=choices)
+        return replace(self._call, choices=choices, rank=self._rank)
 
 
 async def continued(
@@ -102,6 +107,7 @@ async def continued(
             if not is_lost(error):
                 raise
             if not progress.is_finished():
+                progress.lost(error)
                 await patience.wait(error)
 
 

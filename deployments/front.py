@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from deployments.admission import Admission, Lane, Ticket
+from deployments.affinity import affinity_key
 from deployments.answers import (
     ChatChunk,
     ChatCompletion,
@@ -32,6 +34,7 @@ from deployments.calls import (
     Reply,
     SamplingRequest,
     TokenizeCall,
+    media_bytes,
 )
 from deployments.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.config import GreenroomConfig
@@ -46,7 +49,7 @@ from deployments.schemas import (
     parse,
     parse_tokenize,
 )
-from deployments.tier import Decision, Operation, Tiers, choose_tier
+from deployments.tier import GENERATION, Decision, Operation, Tier, Tiers, choose_tier
 from renderer.conversation import ChatRequest, CompletionRequest
 from renderer.errors import ModelNotFoundError, RequestError, UnsupportedFieldError
 from renderer.prompt import RenderedPrompt
@@ -72,6 +75,7 @@ class Understood(Generic[BodyT, RequestT]):
     request: RequestT
     sampling: SamplingRequest
     request_id: str
+    ticket: Ticket
 
 
 ChatAsked = Understood[RenderChatBody, ChatRequest]
@@ -88,32 +92,47 @@ class Front:
             render=config.render is not None,
             engine=None if config.engine is None else config.engine.engine.backend,
         )
+        self._admission = Admission({}, config.router.admission.retry_after_s)
         self._max_model_len: int | None = config.max_model_len
         self._created = int(time.time())
 
-    async def understand_chat(self, data: Data, request_id: str | None = None) -> ChatAsked:
+    def admit(self, operation: Operation, body_bytes: int = 0) -> Ticket:
+        """Take a place for a request. It counts by its body's bytes until it is understood, then by its media's.
+
+        Raises:
+            OverloadedError: There is none.
+        """
+        self._set_limits()
+        if operation in GENERATION:
+            return self._admission.admit(Lane.GENERATION, media_bytes=body_bytes)
+        both = self.config.router.overflow and self._tiers.render and self._tiers.engine is not None
+        lanes = (Lane.RENDER, Lane.OVERFLOW) if both else (Lane.RENDER,)
+        return self._admission.admit(*lanes, media_bytes=body_bytes)
+
+    async def understand_chat(self, data: Data, ticket: Ticket, request_id: str | None = None) -> ChatAsked:
         """Parse a chat body, off the event loop where it is large.
 
         Raises:
             RequestError: It cannot be served as it is.
+            OverloadedError: Its media do not fit beside those under way.
         """
 
         def work() -> ChatAsked:
             body = parse(RenderChatBody, data)
             self._check_model(body.model)
-            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body))
+            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
 
-        return await _off_loop(data, work)
+        return _sized(await _off_loop(data, work))
 
-    async def understand_completion(self, data: Data, request_id: str | None = None) -> TextAsked:
+    async def understand_completion(self, data: Data, ticket: Ticket, request_id: str | None = None) -> TextAsked:
         """See `understand_chat`."""
 
         def work() -> TextAsked:
             body = parse(CompletionBody, data)
             self._check_model(body.model)
-            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body))
+            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
 
-        return await _off_loop(data, work)
+        return _sized(await _off_loop(data, work))
 
     async def chat(self, asked: ChatAsked) -> Reply[ChatCompletion]:
         return await whole(self._chat_events(asked, UNARY_TOKENS), self._chat_form(asked))
@@ -159,21 +178,22 @@ class Front:
         decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
         return await self.backend.render_json(decision.tier, call)
 
-    async def tokenize(self, data: Data) -> Reply[TokenizeAnswer]:
+    async def tokenize(self, data: Data, ticket: Ticket) -> Reply[TokenizeAnswer]:
         body = await _off_loop(data, lambda: parse_tokenize(data))
         self._check_model(body.model)
         request: str | ChatRequest = await _off_loop(data, body.request)
+        ticket.resize(media_bytes(request))
         special = isinstance(body, TokenizeChatBody) or body.add_special_tokens
         call = TokenizeCall(request, special, body.return_token_strs)
-        reply = await self.backend.tokenize(choose_tier(Operation.TOKENIZE, self._tiers).tier, call)
+        reply = await self.backend.tokenize(self._choose(Operation.TOKENIZE, ticket).tier, call)
         ids = reply.value.token_ids
         answer = TokenizeAnswer(len(ids), reply.value.max_model_len, ids, reply.value.token_strs)
         return Reply(answer, reply.served)
 
-    async def detokenize(self, data: Data) -> Reply[DetokenizeAnswer]:
+    async def detokenize(self, data: Data, ticket: Ticket) -> Reply[DetokenizeAnswer]:
         body = await _off_loop(data, lambda: parse(DetokenizeBody, data))
         self._check_model(body.model)
-        tier = choose_tier(Operation.DETOKENIZE, self._tiers).tier
+        tier = self._choose(Operation.DETOKENIZE, ticket).tier
         reply = await self.backend.detokenize(tier, tuple(body.tokens))
         return Reply(DetokenizeAnswer(reply.value), reply.served)
 
@@ -189,6 +209,18 @@ class Front:
     async def clear_mm_cache(self) -> None:
         """Empty the media caches of all running replicas."""
         await self.backend.clear_mm_cache()
+
+    def _choose(self, operation: Operation, ticket: Ticket) -> Decision:
+        return choose_tier(operation, dataclasses.replace(self._tiers, render_full=ticket.lane is Lane.OVERFLOW))
+
+    def _set_limits(self) -> None:
+        """A lane's limit is one replica's times those that run; a tier that is only starting is given work to wait."""
+        limits, engines = self.config.router.admission, self.backend.running(Tier.ENGINE)
+        renders = self.backend.running(Tier.RENDER) if self._tiers.render else engines
+        waiting = 0 if self.config.router.overflow and engines else 1
+        self._admission.set_limit(Lane.RENDER, limits.render.limit(1 if renders is None else max(renders, waiting)))
+        self._admission.set_limit(Lane.GENERATION, limits.generation.limit(max(engines or 0, 1)))
+        self._admission.set_limit(Lane.OVERFLOW, limits.overflow.limit(engines or 0))
 
     def _check_model(self, name: str | None) -> None:
         if name and name not in self.config.served_model_names:
@@ -228,6 +260,7 @@ class Front:
                 request_id=uuid.uuid4().hex,
                 skip_mm_cache=skip,
                 every=every,
+                affinity=affinity_key(prompt),
             )
             for place, prompt in enumerate(prompts)
         ]
@@ -236,7 +269,7 @@ class Front:
     def _render_call(
         self, operation: Operation, asked: Understood[Any, Any], tensors: bool = True
     ) -> tuple[Decision, RenderCall]:
-        decision = choose_tier(operation, self._tiers)
+        decision = self._choose(operation, asked.ticket)
         body = asked.body
         options = None if body.stream_options is None else body.stream_options.model_dump()
         envelope = Envelope(asked.request_id, body.model, body.stream, options, body.priority)
@@ -250,6 +283,11 @@ def _check_chat(body: ChatBody) -> None:
         raise UnsupportedFieldError(
             "tools are rendered, but their calls are not parsed; set tool_choice to none", "tools"
         )
+
+
+def _sized(asked: Understood[BodyT, RequestT]) -> Understood[BodyT, RequestT]:
+    asked.ticket.resize(media_bytes(asked.request))
+    return asked
 
 
 def _usage_options(options: StreamOptions | None) -> dict[str, bool]:

@@ -21,6 +21,7 @@ from deployments.calls import ReplicaReport
 from deployments.front import Data, Front
 from deployments.records import Record
 from deployments.routes import http_app
+from deployments.tier import Operation
 from renderer.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
@@ -46,51 +47,51 @@ class Operations:
         self._peers: TierHandle | None = None
 
     async def chat_completions(self, body: Data) -> ChatCompletion:
-        with self.record.request("chat_completions"):
-            return (await self.front.chat(await self.front.understand_chat(body))).value
+        with self.record.request("chat_completions"), self.front.admit(Operation.CHAT_COMPLETIONS) as ticket:
+            return (await self.front.chat(await self.front.understand_chat(body, ticket))).value
 
     async def chat_completions_stream(self, body: Data) -> AsyncGenerator[ChatChunk]:
         """Chunks as they come; `stream` in the body has no part in it."""
-        with self.record.request("chat_completions"):
-            reply = await self.front.chat_stream(await self.front.understand_chat(body))
+        with self.record.request("chat_completions"), self.front.admit(Operation.CHAT_COMPLETIONS) as ticket:
+            reply = await self.front.chat_stream(await self.front.understand_chat(body, ticket))
             async for chunk in reply.value:
                 yield chunk
 
     async def completions(self, body: Data) -> TextCompletion:
-        with self.record.request("completions"):
-            return (await self.front.completion(await self.front.understand_completion(body))).value
+        with self.record.request("completions"), self.front.admit(Operation.COMPLETIONS) as ticket:
+            return (await self.front.completion(await self.front.understand_completion(body, ticket))).value
 
     async def completions_stream(self, body: Data) -> AsyncGenerator[TextCompletion]:
         """See `chat_completions_stream`."""
-        with self.record.request("completions"):
-            reply = await self.front.completion_stream(await self.front.understand_completion(body))
+        with self.record.request("completions"), self.front.admit(Operation.COMPLETIONS) as ticket:
+            reply = await self.front.completion_stream(await self.front.understand_completion(body, ticket))
             async for chunk in reply.value:
                 yield chunk
 
     async def render_chat(self, body: Data) -> RenderedPrompt:
         """The prompt that an engine would get of a chat body, tensors included unless `mm_payload` is `none`."""
-        with self.record.request("render_chat"):
-            return (await self.front.render_chat(await self.front.understand_chat(body))).value
+        with self.record.request("render_chat"), self.front.admit(Operation.RENDER_CHAT) as ticket:
+            return (await self.front.render_chat(await self.front.understand_chat(body, ticket))).value
 
     async def render_completion(self, body: Data) -> tuple[RenderedPrompt, ...]:
         """One prompt for each prompt of a completion body."""
-        with self.record.request("render_completion"):
-            return (await self.front.render_completion(await self.front.understand_completion(body))).value
+        with self.record.request("render_completion"), self.front.admit(Operation.RENDER_COMPLETION) as ticket:
+            return (await self.front.render_completion(await self.front.understand_completion(body, ticket))).value
 
     async def layout(self, body: Data) -> RenderedPrompt:
         """The prompt of a chat body without tensors: tokens, ranges and hashes, and no pixel decoded."""
-        with self.record.request("layout"):
-            return (await self.front.layout(await self.front.understand_chat(body))).value
+        with self.record.request("layout"), self.front.admit(Operation.LAYOUT) as ticket:
+            return (await self.front.layout(await self.front.understand_chat(body, ticket))).value
 
     async def tokenize(self, body: Data) -> TokenizeAnswer:
         """Token ids of `prompt`, or of `messages` with their images' placeholders expanded."""
-        with self.record.request("tokenize"):
-            return (await self.front.tokenize(body)).value
+        with self.record.request("tokenize"), self.front.admit(Operation.TOKENIZE) as ticket:
+            return (await self.front.tokenize(body, ticket)).value
 
     async def detokenize(self, body: Data) -> DetokenizeAnswer:
         """The text of `tokens`."""
-        with self.record.request("detokenize"):
-            return (await self.front.detokenize(body)).value
+        with self.record.request("detokenize"), self.front.admit(Operation.DETOKENIZE) as ticket:
+            return (await self.front.detokenize(body, ticket)).value
 
     async def models(self) -> ModelList:
         """The names that requests may use."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deployments.autoscaling import RENDER_SECONDS
 from deployments.backends import LocalBackend
 from deployments.calls import ReplicaReport
 from deployments.config import GreenroomConfig, RenderTierConfig
@@ -28,6 +29,10 @@ class RenderReplica(RenderOnly):
         """This replica's record and its caches' statistics."""
         return self.record.report(self.renderer.max_model_len, self.caches)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve: the work that waits here."""
+        return {RENDER_SECONDS: self.waiting.mean()}
+
     async def check_health(self) -> None:
         """Nothing here can fail without the process: that it answers is the check."""
 
@@ -46,3 +51,7 @@ class RenderIngress(Operations):
     async def report(self) -> ReplicaReport:
         """This replica's record and its caches' statistics."""
         return self.record.report(self.replica.renderer.max_model_len, self.replica.caches)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve: the work that waits here."""
+        return {RENDER_SECONDS: self.replica.waiting.mean()}

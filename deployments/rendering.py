@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
 from deployments.calls import RenderCall, Rendering, Reply, Served, TokenizeCall, Tokenized
 from deployments.records import Record
 from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
+from deployments.work import call_seconds
 from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, MediaCache
 from renderer.config import RendererConfig
@@ -45,10 +47,11 @@ class RenderOnly:
         self.renderer = renderer
         self.record = record
         self._codec = ItemCodec(renderer.family.fields, renderer.float_type)
+        self.waiting = Gauge()  # seconds of work
 
     async def render(self, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         """The prompts of a request, with tensors as numpy arrays where the call wants them."""
-        return await self._run("render", lambda clock: self._rendered(call, clock))
+        return await self._run("render", lambda clock: self._rendered(call, clock), call)
 
     async def render_json(self, call: RenderCall) -> Reply[NDArray[np.uint8]]:
         """The HTTP answer to a render-only request: its bytes in an array, which crosses to the router uncopied."""
@@ -60,7 +63,7 @@ class RenderOnly:
             clock.lap("write")
             return np.frombuffer(answer, np.uint8)
 
-        return await self._run("render", work)
+        return await self._run("render", work, call)
 
     async def tokenize(self, call: TokenizeCall) -> Reply[Tokenized]:
         """Token ids of a text, or of a conversation with its placeholders expanded; no pixel is touched."""
@@ -74,7 +77,7 @@ class RenderOnly:
             clock.lap("render")
             return Tokenized(ids, None if pieces is None else tuple(pieces), self.renderer.max_model_len)
 
-        return await self._run("tokenize", work)
+        return await self._run("tokenize", work, call)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> Reply[str]:
         """The text of token ids, special tokens included."""
@@ -96,14 +99,17 @@ class RenderOnly:
         named = {"sender": self.renderer.mm_processor.cache, "processor": self.renderer.readonly_mm_processor.cache}
         return {name: cache.stats for name, cache in named.items() if cache is not None}
 
-    async def _run(self, operation: str, work: Callable[[Clock], T]) -> Reply[T]:
+    async def _run(
+        self, operation: str, work: Callable[[Clock], T], call: RenderCall | TokenizeCall | None = None
+    ) -> Reply[T]:
         clock = Clock()
+        seconds = SECONDS_PER_REQUEST if call is None else call_seconds(call, headers=True)
 
         def timed() -> T:
             clock.lap("queue")
             return work(clock)
 
-        with self.record.request(operation):
+        with self.record.request(operation), self.waiting.under_way(seconds):
             value = await self.renderer.request_pool.run(timed)
         return Reply(value, Served(self.record.tier, self.record.replica, clock.seconds))
 

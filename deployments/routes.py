@@ -12,8 +12,10 @@ import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
+from deployments.admission import Ticket
 from deployments.calls import ReplicaReport, Reply, Served
 from deployments.error_response import add_error_handlers, error_event
+from deployments.tier import Operation
 from renderer.errors import RequestError, SchemaError
 
 if TYPE_CHECKING:
@@ -40,20 +42,23 @@ def generation_routes(operations: Operations) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        with operations.record.request("chat_completions"):
+        with (
+            operations.record.request("chat_completions"),
+            front.admit(Operation.CHAT_COMPLETIONS, _length(request)) as ticket,
+        ):
             timer = Timer()
-            asked = await front.understand_chat(await _body(request, operations), _id(request))
+            asked = await front.understand_chat(await _body(request, operations), ticket, _id(request))
             if asked.body.stream:
-                return _stream(await front.chat_stream(asked), timer)
+                return _stream(await front.chat_stream(asked), timer, ticket)
             return _json(await front.chat(asked), timer)
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        with operations.record.request("completions"):
+        with operations.record.request("completions"), front.admit(Operation.COMPLETIONS, _length(request)) as ticket:
             timer = Timer()
-            asked = await front.understand_completion(await _body(request, operations), _id(request))
+            asked = await front.understand_completion(await _body(request, operations), ticket, _id(request))
             if asked.body.stream:
-                return _stream(await front.completion_stream(asked), timer)
+                return _stream(await front.completion_stream(asked), timer, ticket)
             return _json(await front.completion(asked), timer)
 
     return router
@@ -65,29 +70,32 @@ def render_routes(operations: Operations) -> APIRouter:
 
     @router.post("/v1/chat/completions/render")
     async def render_chat(request: Request) -> Response:
-        with operations.record.request("render_chat"):
+        with operations.record.request("render_chat"), front.admit(Operation.RENDER_CHAT, _length(request)) as ticket:
             timer = Timer()
-            asked = await front.understand_chat(await _body(request, operations), _id(request))
+            asked = await front.understand_chat(await _body(request, operations), ticket, _id(request))
             return _bytes(await front.render_chat_json(asked), timer)
 
     @router.post("/v1/completions/render")
     async def render_completion(request: Request) -> Response:
-        with operations.record.request("render_completion"):
+        with (
+            operations.record.request("render_completion"),
+            front.admit(Operation.RENDER_COMPLETION, _length(request)) as ticket,
+        ):
             timer = Timer()
-            asked = await front.understand_completion(await _body(request, operations), _id(request))
+            asked = await front.understand_completion(await _body(request, operations), ticket, _id(request))
             return _bytes(await front.render_completion_json(asked), timer)
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        with operations.record.request("tokenize"):
+        with operations.record.request("tokenize"), front.admit(Operation.TOKENIZE, _length(request)) as ticket:
             timer = Timer()
-            return _json(await front.tokenize(await _body(request, operations)), timer)
+            return _json(await front.tokenize(await _body(request, operations), ticket), timer)
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        with operations.record.request("detokenize"):
+        with operations.record.request("detokenize"), front.admit(Operation.DETOKENIZE, _length(request)) as ticket:
             timer = Timer()
-            return _json(await front.detokenize(await _body(request, operations)), timer)
+            return _json(await front.detokenize(await _body(request, operations), ticket), timer)
 
     return router
 
@@ -158,6 +166,11 @@ async def _body(request: Request, operations: Operations) -> bytes:
     return b"".join(parts)
 
 
+def _length(request: Request) -> int:
+    """Bytes of the body as the client announces them; 0 where it does not. The server lets numbers alone through."""
+    return int(request.headers.get("content-length", 0))
+
+
 def _headers(served: Served) -> dict[str, str]:
     return {"X-Greenroom-Tier": served.tier, "X-Greenroom-Replica": served.replica}
 
@@ -175,16 +188,18 @@ def _bytes(reply: Reply[bytes], timer: Timer) -> Response:
     return Response(reply.value, headers=timer.headers(reply.served), media_type=JSON)
 
 
-def _stream(reply: Reply[AsyncGenerator[Any]], timer: Timer) -> Response:
-    return StreamingResponse(_events(reply.value), headers=timer.headers(reply.served), media_type=EVENTS)
+def _stream(reply: Reply[AsyncGenerator[Any]], timer: Timer, ticket: Ticket) -> Response:
+    events = _events(reply.value, ticket.pass_on())
+    return StreamingResponse(events, headers=timer.headers(reply.served), media_type=EVENTS)
 
 
-async def _events(chunks: AsyncGenerator[Any]) -> AsyncGenerator[bytes]:
+async def _events(chunks: AsyncGenerator[Any], ticket: Ticket) -> AsyncGenerator[bytes]:
     """Server-sent events; an error ends them, as the last event before the end."""
     try:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+        with ticket:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield b"data: " + orjson.dumps(chunk) + b"\n\n"
     except asyncio.CancelledError:
         raise
     except Exception as error:

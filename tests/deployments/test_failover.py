@@ -174,3 +174,14 @@ def test_what_counts_as_lost() -> None:
     assert all(is_lost(error) for error in DEATHS if error is not None)
     assert not is_lost(EngineError("this request alone"))
     assert not is_lost(ValueError())
+
+
+@pytest.mark.parametrize(
+    ("error", "ranks"),
+    [(EngineStartingError("not up"), [0, 1, 2]), (ActorDiedError(), [0, 0, 0])],
+    ids=["alive", "dead"],
+)
+async def test_a_replica_that_is_alive_without_its_engine_is_passed_over(error: Exception, ranks: list[int]) -> None:
+    replicas = Replicas([0, 0], error)
+    await read(replicas)
+    assert [asked.rank for asked in replicas.calls] == ranks
