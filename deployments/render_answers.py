@@ -12,6 +12,7 @@ import pybase64
 from deployments.calls import Envelope, RenderCall, SamplingRequest
 from engine.protocol import SamplingParams
 from renderer.conversation import CompletionRequest
+from renderer.embed_runs import embed_runs
 from renderer.family import Field
 from renderer.prompt import PromptItem, RenderedPrompt
 from renderer.wire import FloatType, encode_item, encode_metadata
@@ -92,14 +93,20 @@ def _generate_request(
 
 
 def _features(items: Sequence[PromptItem], codec: ItemCodec) -> dict[str, Any]:
-    """Hashes, ranges and tensors by modality; tensors and metadata null in a layout."""
+    """Hashes, ranges and tensors by modality; tensors and metadata null in a layout.
+
+    `mm_embed_runs` goes beyond vLLM's protocol, whose readers ignore it: null where every token of every range carries
+    an embedding.
+    """
     places = [{"offset": item.range.offset, "length": item.range.length} for item in items]
     tensors = [item.tensors for item in items if item.tensors is not None]
     data = [_base64(encode_item(own, codec.fields, codec.float_type)) for own in tensors]
+    runs = [embed_runs(item.range.embed_mask) for item in items]
     metadata = [_base64(encoded) for own in tensors if (encoded := encode_metadata(own, codec.fields)) is not None]
     return {
         "mm_hashes": {"image": [item.mm_hash for item in items]},
         "mm_placeholders": {"image": places},
+        "mm_embed_runs": {"image": runs} if any(run is not None for run in runs) else None,
         "kwargs_data": {"image": data} if data else None,
         "mm_metadata": {"image": metadata} if metadata else None,
     }
