@@ -41,8 +41,13 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
     blind to other processes, and the queue length that the replica last told, corrected by what was sent since.
     """
 
-    def initialize_state(self, factor: float = 1.5, idle: int = 8, busy: int = 32) -> None:
-        """See `affinity.LoadBound`."""
+    def initialize_state(self, factor: float = 1.5, idle: int = 8, busy: int = 32, reserved: int = 0) -> None:
+        """See `affinity.LoadBound`.
+
+        Args:
+            reserved: Of a replica's slots, those that are not for the calls placed here.
+        """
+        self._reserved = reserved
         self._bound = LoadBound(factor, idle, busy)
         self._under_way: Counter[ReplicaID] = Counter()
         self._probed_at: dict[ReplicaID, float] = {}
@@ -95,7 +100,9 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
 
     def _load(self, replica: RunningReplica) -> Load:
         told = self.replica_queue_len_cache.get(replica.replica_id) or 0
-        return Load(max(self._under_way[replica.replica_id], told), replica.max_ongoing_requests)
+        return Load(
+            max(self._under_way[replica.replica_id], told), max(1, replica.max_ongoing_requests - self._reserved)
+        )
 
     async def _wait_for_room(self, attempt: int) -> None:
         """Until a call of this process ends, a replica tells that others' calls have, or a moment has passed."""

@@ -31,6 +31,8 @@ RENDER_WAIT_S = 0.25
 # The part of an engine's batch that is in use before another engine starts, and the tokens of prompts that wait there.
 ENGINE_FILL = 0.75
 ENGINE_WAITING_TOKENS = 8192.0
+# Calls that a replica takes beside its requests: reports and orders must get through where requests are many.
+CONTROL_SLOTS = 16
 
 
 def build(config: GreenroomConfig) -> Any:
@@ -76,7 +78,11 @@ def _policy(carried: dict[str, float]) -> dict[str, Any]:
 def _affinity(config: EngineTierConfig) -> RequestRouterConfig:
     return RequestRouterConfig(
         request_router_class="deployments.affinity_router:AffinityRouter",
-        request_router_kwargs={**config.affinity.model_dump(), "busy": config.engine.max_num_seqs},
+        request_router_kwargs={
+            **config.affinity.model_dump(),
+            "busy": config.engine.max_num_seqs,
+            "reserved": CONTROL_SLOTS,
+        },
     )
 
 
@@ -97,7 +103,7 @@ def _deployment(
         name=name or kind.__name__,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         autoscaling_config=scaling,
-        max_ongoing_requests=config.max_ongoing_requests,
+        max_ongoing_requests=config.max_ongoing_requests + CONTROL_SLOTS,
         # A rolling update starts the replacement before it stops the old replica: without it, one replica is a gap.
         max_surge_percent=100,
         max_constructor_retry_count=config.start_attempts,

@@ -9,7 +9,6 @@ from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import RayServeException
 
 from deployments.autoscaling import ENGINE_SEQUENCES, RENDER_SECONDS, SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
@@ -28,7 +27,7 @@ from deployments.config import RouterConfig
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
 from deployments.rendering import RenderOnly
-from deployments.running import running_replicas
+from deployments.running import answers_of_all, running_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds
 from renderer.errors import NotSupportedError
@@ -61,7 +60,7 @@ class Backend(Protocol):
         """The events of a generation, whatever happens to the replica that began it."""
 
     async def reports(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
-        """Of every running replica, by tier."""
+        """Of every running replica that answers in time, by tier; a tier without any has its key."""
 
     async def clear_mm_cache(self) -> None: ...
 
@@ -117,13 +116,8 @@ class TierHandle:
                 response.cancel()  # a reader that leaves is nothing that Serve would notice
 
     async def broadcast(self, method: str) -> tuple[Any, ...]:
-        """The answers of all running replicas that answer in time; none where none is running."""
-        try:
-            response = self.handle.broadcast(method)
-            answers = await response.results_async(timeout_s=REPORT_TIMEOUT_S, return_exceptions=True)
-        except (RayServeException, TimeoutError):
-            return ()
-        return tuple(answer for answer in answers if not isinstance(answer, BaseException))
+        """The answers of all running replicas that answer in time, without the others'."""
+        return await answers_of_all(self.handle, method, REPORT_TIMEOUT_S)
 
 
 class HandleBackend:

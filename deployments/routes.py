@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from deployments.admission import Ticket
 from deployments.calls import ReplicaReport, Reply, Served
 from deployments.error_response import add_error_handlers, error_event
-from deployments.tier import Operation
+from deployments.tier import Operation, Tier
 from renderer.errors import RequestError, SchemaError
 
 if TYPE_CHECKING:
@@ -128,10 +128,13 @@ def information_routes(operations: Operations) -> APIRouter:
 
 
 def serves(operations: Operations, tiers: Mapping[str, tuple[ReplicaReport, ...]]) -> bool:
-    """Whether every operation of this application has a replica; engine replicas can stand in for the render tier."""
-    config = operations.front.config
-    engine = bool(tiers.get("engine"))
-    return engine if config.engine is not None and "engine" in tiers else engine or bool(tiers.get("render"))
+    """Whether every operation of this application has a replica; engine replicas can stand in for the render tier.
+
+    A replica under so much load that its report is late serves all the same.
+    """
+    front = operations.front
+    tier = Tier.ENGINE if front.config.engine is not None and Tier.ENGINE in tiers else Tier.RENDER
+    return bool(front.backend.running(tier))
 
 
 class Timer:

@@ -1,8 +1,11 @@
-"""How many replicas a handle's deployment has, as the process that holds the handle knows it."""
+"""All replicas of a handle's deployment: how many there are, and what each of them answers."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+from ray.serve.exceptions import RayServeException
 
 
 def running_replicas(handle: Any) -> int | None:
@@ -14,3 +17,23 @@ def running_replicas(handle: Any) -> int | None:
     if router is None or router.request_router is None or router._running_replicas is None:
         return None
     return len(router.request_router.curr_replicas)
+
+
+async def answers_of_all(handle: Any, method: str, timeout_s: float) -> tuple[Any, ...]:
+    """What all running replicas answer to a method without arguments: those that do in time, and without an error.
+
+    Ray Serve's own way to collect the answers gives none as soon as one is late.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            calls = await handle.broadcast(method)._fetch_replica_results_async()
+    except (RayServeException, TimeoutError):
+        return ()
+    tasks = [asyncio.ensure_future(call.get_async()) for call in calls]
+    _, late = await asyncio.wait(tasks, timeout=timeout_s)
+    for task, call in zip(tasks, calls, strict=True):
+        if task in late:
+            task.cancel()
+            call.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return tuple(task.result() for task in tasks if not task.cancelled() and task.exception() is None)
