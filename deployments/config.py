@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from deployments.admission import Limit
+from deployments.auth import SOURCE
 from engine.backends import AnyEngineConfig
 from renderer.config import MIB, RendererConfig
 
@@ -35,6 +36,8 @@ SHAPING_FIELDS = (
 )
 # What the tiers are told once, at the top.
 SHARED_FIELDS = ("model", "revision", "max_model_len")
+
+KeySource = Annotated[str, StringConstraints(pattern=SOURCE)]
 
 
 class _Frozen(BaseModel):
@@ -90,6 +93,9 @@ class RouterConfig(ReplicaConfig):
     max_ongoing_requests: int = Field(1024, ge=1)
     drain_s: float = Field(600, gt=0)
     max_body_bytes: int = Field(256 * MIB, ge=1, description="Of one request body.")
+    api_keys: tuple[KeySource, ...] = Field(
+        (), description="Where the keys are that requests must carry (see `auth.KeyRing`); none: anybody may ask."
+    )
     render_attempts: int = Field(3, ge=1, description="Replicas that a render-only request is tried on.")
     failover_s: float = Field(30, ge=0, description="How long a generation without progress is tried again.")
     tier_wait_s: float = Field(120, ge=0, description="How long a starting router waits for the tiers' first replicas.")
@@ -137,6 +143,9 @@ class GreenroomConfig(_Frozen):
     tier out (engine replicas serve render-only requests with their readonly processors), `engine: null` the engine
     tier (generation is a 501).
     """
+
+    # An error that repeats what it was given would write a key into logs and statuses, where one is misplaced.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     model: str = Field(min_length=1, description="Path of a local checkpoint, or a hub id.")
     revision: str | None = None

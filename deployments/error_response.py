@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
-from renderer.errors import GreenroomError, OverloadedError
+from renderer.errors import AuthenticationError, BodyTooLargeError, GreenroomError, OverloadedError
 
 logger = logging.getLogger("ray.serve.greenroom")
 
@@ -47,8 +47,7 @@ def error_response(error: BaseException, headers: Mapping[str, str] | None = Non
     ours = translate(error)
     if ours is INTERNAL:
         logger.error("request failed", exc_info=error)
-    retry = {"Retry-After": str(ours.retry_after_s)} if isinstance(ours, OverloadedError) else {}
-    return _json(error_body(ours), ours.status, {**(headers or {}), **retry})
+    return _json(error_body(ours), ours.status, {**(headers or {}), **_own_headers(ours)})
 
 
 def error_event(error: BaseException) -> bytes:
@@ -83,6 +82,19 @@ def add_error_handlers(app: FastAPI, headers: Mapping[str, str]) -> None:
     app.add_exception_handler(RayActorError, ours)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, ours)
+
+
+def _own_headers(error: GreenroomError) -> dict[str, str]:
+    """What HTTP asks of an answer with this status."""
+    match error:
+        case OverloadedError():
+            return {"Retry-After": str(error.retry_after_s)}
+        case AuthenticationError():
+            return {"WWW-Authenticate": "Bearer"}
+        case BodyTooLargeError():
+            return {"Connection": "close"}  # what is left of the body is not read
+        case _:
+            return {}
 
 
 def _body(message: str, kind: str, param: str | None, code: int) -> dict[str, Any]:

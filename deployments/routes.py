@@ -13,10 +13,12 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.admission import Ticket
+from deployments.auth import KeyRing
 from deployments.calls import ReplicaReport, Reply, Served
+from deployments.edge import Edge
 from deployments.error_response import add_error_handlers, error_event
 from deployments.tier import Operation, Tier
-from renderer.errors import RequestError, SchemaError
+from renderer.errors import SchemaError
 
 if TYPE_CHECKING:
     from deployments.operations import Operations
@@ -32,7 +34,11 @@ def http_app(operations: Operations) -> FastAPI:
     app.include_router(generation_routes(operations))
     app.include_router(render_routes(operations))
     app.include_router(information_routes(operations))
-    add_error_handlers(app, _headers(Served(operations.record.tier, operations.record.replica)))
+    router = operations.front.config.router
+    headers = _headers(Served(operations.record.tier, operations.record.replica))
+    add_error_handlers(app, headers)
+    keys = KeyRing(router.api_keys) if router.api_keys else None
+    app.add_middleware(Edge, keys=keys, max_body_bytes=router.max_body_bytes, headers=headers)
     return app
 
 
@@ -47,7 +53,7 @@ def generation_routes(operations: Operations) -> APIRouter:
             front.admit(Operation.CHAT_COMPLETIONS, _length(request)) as ticket,
         ):
             timer = Timer()
-            asked = await front.understand_chat(await _body(request, operations), ticket, _id(request))
+            asked = await front.understand_chat(await _body(request), ticket, _id(request))
             if asked.body.stream:
                 return _stream(await front.chat_stream(asked), timer, ticket)
             return _json(await front.chat(asked), timer)
@@ -56,7 +62,7 @@ def generation_routes(operations: Operations) -> APIRouter:
     async def completions(request: Request) -> Response:
         with operations.record.request("completions"), front.admit(Operation.COMPLETIONS, _length(request)) as ticket:
             timer = Timer()
-            asked = await front.understand_completion(await _body(request, operations), ticket, _id(request))
+            asked = await front.understand_completion(await _body(request), ticket, _id(request))
             if asked.body.stream:
                 return _stream(await front.completion_stream(asked), timer, ticket)
             return _json(await front.completion(asked), timer)
@@ -72,7 +78,7 @@ def render_routes(operations: Operations) -> APIRouter:
     async def render_chat(request: Request) -> Response:
         with operations.record.request("render_chat"), front.admit(Operation.RENDER_CHAT, _length(request)) as ticket:
             timer = Timer()
-            asked = await front.understand_chat(await _body(request, operations), ticket, _id(request))
+            asked = await front.understand_chat(await _body(request), ticket, _id(request))
             return _bytes(await front.render_chat_json(asked), timer)
 
     @router.post("/v1/completions/render")
@@ -82,20 +88,20 @@ def render_routes(operations: Operations) -> APIRouter:
             front.admit(Operation.RENDER_COMPLETION, _length(request)) as ticket,
         ):
             timer = Timer()
-            asked = await front.understand_completion(await _body(request, operations), ticket, _id(request))
+            asked = await front.understand_completion(await _body(request), ticket, _id(request))
             return _bytes(await front.render_completion_json(asked), timer)
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         with operations.record.request("tokenize"), front.admit(Operation.TOKENIZE, _length(request)) as ticket:
             timer = Timer()
-            return _json(await front.tokenize(await _body(request, operations), ticket), timer)
+            return _json(await front.tokenize(await _body(request), ticket), timer)
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         with operations.record.request("detokenize"), front.admit(Operation.DETOKENIZE, _length(request)) as ticket:
             timer = Timer()
-            return _json(await front.detokenize(await _body(request, operations), ticket), timer)
+            return _json(await front.detokenize(await _body(request), ticket), timer)
 
     return router
 
@@ -150,23 +156,17 @@ class Timer:
         return {**_headers(served), "Server-Timing": timing}
 
 
-async def _body(request: Request, operations: Operations) -> bytes:
-    """The body of a JSON request, up to the limit.
+async def _body(request: Request) -> bytes:
+    """The body of a JSON request.
 
     Raises:
-        RequestError: It is too large, or not JSON by its content type.
+        BodyTooLargeError: See `edge.Edge`.
+        SchemaError: It is not JSON by its content type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         raise SchemaError(f"the content type must be {JSON}")
-    limit = operations.front.config.router.max_body_bytes
-    parts, size = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise RequestError(f"the body has more than {limit} bytes")
-    return b"".join(parts)
+    return await request.body()
 
 
 def _length(request: Request) -> int:

@@ -10,6 +10,7 @@
     |  |  '- MediaForbiddenError       403   its address is not one that may be fetched
     |  |- CacheMissError               400   an item was sent by reference and is not held
     |  |- AuthenticationError          401
+    |  |- BodyTooLargeError            413
     |  '- ModelNotFoundError           404
     |- NotSupportedError               501   this deployment has no part that could do it
     |- OverloadedError                 503   at the limit; says after how many seconds to come back
@@ -109,6 +110,13 @@ class AuthenticationError(RequestError):
 
     status = 401
     type = "AuthenticationError"
+
+
+class BodyTooLargeError(RequestError):
+    """The body has more bytes than this deployment takes."""
+
+    status = 413
+    type = "RequestEntityTooLargeError"
 
 
 class ModelNotFoundError(RequestError):

@@ -83,7 +83,7 @@ async def test_parameters_of_the_content_type_are_ignored(http: httpx.AsyncClien
 
 async def test_a_body_beyond_the_limit_is_refused(http: httpx.AsyncClient) -> None:
     response = await http.post("/tokenize", json={"prompt": "a" * 200_000})
-    assert response.status_code == 400
+    assert response.status_code == 413
     assert "200000 bytes" in response.json()["error"]["message"]
 
 
