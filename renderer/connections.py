@@ -79,13 +79,17 @@ class Connections:
             while len(self._idle) > self._most_idle:
                 await self._idle.pop(0).aclose()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Closes all connections, those in use included."""
-        streams = list(self._streams)
         self._most_idle = 0
         self._idle.clear()
-        for stream in streams:
-            await stream.aclose()
+        for stream in list(self._streams):
+            stream.abort()
+
+    async def aclose(self) -> None:
+        """`close`, and wait until they are gone."""
+        streams = list(self._streams)
+        self.close()
         await asyncio.gather(*(stream.closed() for stream in streams))
 
     async def _take_idle(self, origin: httpcore.Origin) -> httpcore.AsyncHTTP11Connection | None:
@@ -161,6 +165,9 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise httpcore.WriteError from error  # an answer may have come all the same: httpcore looks
 
     async def aclose(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
         self._writer.transport.abort()
 
     async def closed(self) -> None:

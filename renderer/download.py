@@ -44,19 +44,36 @@ class TransientFailure(ItemFailure):
 
 
 class Allowance:
-    """The bytes that the items of one request may still take together."""
+    """The bytes that may still be taken: by the items of one request together, and by all requests at a time.
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    Args:
+        total: In bytes.
+        exceeded: Makes what is raised beyond them.
+        within: An allowance that what is taken here is taken of as well.
+    """
+
+    def __init__(self, total: int, exceeded: Callable[[], Exception], within: Allowance | None = None) -> None:
         self._left = total
+        self._taken = 0
+        self._exceeded = exceeded
+        self._within = within
 
     def take(self, size: int) -> None:
         if size > self._left:
-            raise ItemFailure(MediaUnreachableError, f"the request's items together exceed {self._total} bytes")
+            raise self._exceeded()
+        if self._within is not None:
+            self._within.take(size)
         self._left -= size
+        self._taken += size
 
     def give_back(self, size: int) -> None:
         self._left += size
+        self._taken -= size
+        if self._within is not None:
+            self._within.give_back(size)
+
+    def give_all_back(self) -> None:
+        self.give_back(self._taken)
 
 
 class Downloader:
@@ -64,12 +81,14 @@ class Downloader:
 
     Args:
         config: The rules.
+        max_bytes: Of one item, as sent and as decompressed.
         resolve: How host names are looked up.
         threads: Where they are, and where bodies are decompressed.
     """
 
-    def __init__(self, config: FetchConfig, resolve: Resolver, threads: Executor) -> None:
+    def __init__(self, config: FetchConfig, max_bytes: int, resolve: Resolver, threads: Executor) -> None:
         self._config = config
+        self._max_bytes = max_bytes
         self._threads = threads
         self._connections = Connections(config, resolve, threads)
 
@@ -97,8 +116,12 @@ class Downloader:
                 raise ItemFailure(MediaUnreachableError, f"more than {self._config.max_redirects} redirects")
             url = answer
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Closes all connections. What is under way fails."""
+        self._connections.close()
+
+    async def aclose(self) -> None:
+        """`close`, and wait until they are gone."""
         await self._connections.aclose()
 
     def _check(self, url: httpx.URL) -> None:
@@ -147,8 +170,8 @@ class Downloader:
     async def _read_body(self, response: httpcore.Response, allowance: Allowance) -> bytes:
         """The body, decompressed. Stops at the first piece beyond a limit, whatever the headers declare."""
         headers = httpx.Headers(response.headers)
-        limit = self._config.max_bytes
-        sent = _Meter(self._config)
+        limit = self._max_bytes
+        sent = _Meter(self._config, limit)
         sent.check(int(headers.get("content-length", 0)))
         decompress = _decompressor(headers.get("content-encoding", "identity").strip().lower())
         pieces: list[bytes] = []
@@ -173,8 +196,9 @@ class Downloader:
 class _Meter:
     """Holds a body to the limits of bytes and pace while it comes in."""
 
-    def __init__(self, config: FetchConfig) -> None:
+    def __init__(self, config: FetchConfig, max_bytes: int) -> None:
         self._config = config
+        self._max_bytes = max_bytes
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
         self._sent = 0
@@ -187,8 +211,8 @@ class _Meter:
             raise ItemFailure(MediaUnreachableError, "its host sends it too slowly")
 
     def check(self, size: int) -> None:
-        if size > self._config.max_bytes:
-            raise ItemFailure(MediaUnreachableError, f"it exceeds {self._config.max_bytes} bytes")
+        if size > self._max_bytes:
+            raise ItemFailure(MediaUnreachableError, f"it exceeds {self._max_bytes} bytes")
 
 
 def _check_status(status: int) -> None:

@@ -27,15 +27,18 @@ class MediaFetcher:
 
     Args:
         config: The rules.
+        max_bytes: Of one item, as sent and as decompressed.
         resolve: How host names are looked up.
     """
 
-    def __init__(self, config: FetchConfig, resolve: Resolver = system_addresses) -> None:
+    def __init__(self, config: FetchConfig, max_bytes: int, resolve: Resolver = system_addresses) -> None:
         self._config = config
+        self._max_bytes = max_bytes
         self._slots = asyncio.Semaphore(config.max_fetches)
+        self._held = Allowance(config.max_held_bytes, _too_much_held)
         # Threads of its own: name servers and file systems that hang keep nothing waiting but fetches.
         self._threads = ThreadPoolExecutor(config.max_fetches, thread_name_prefix="greenroom-fetch")
-        self._downloader = Downloader(config, resolve, self._threads)
+        self._downloader = Downloader(config, max_bytes, resolve, self._threads)
 
     async def fetch(self, url: str, index: int) -> bytes:
         """The bytes that `url` names, at most `max_bytes` of them.
@@ -45,24 +48,47 @@ class MediaFetcher:
             index: The item's position in its request, for the error.
 
         Raises:
-            MediaForbiddenError: The rules do not let it be fetched.
-            MediaUnreachableError: There is no answer, or an error, or it comes too slowly, or is too large.
-            MediaError: It is not a valid URL.
-            OverloadedError: Its turn does not come within `total_s`.
+            MediaForbiddenError, MediaUnreachableError, MediaError, OverloadedError: See `fetched`.
         """
-        return await self._fetch(url, index, Allowance(self._config.max_request_bytes))
+        async with self.fetched({index: url}) as data:
+            return data[index]
 
-    async def fetch_all(self, urls: Mapping[int, str]) -> dict[int, bytes]:
+    @asynccontextmanager
+    async def fetched(self, urls: Mapping[int, str]) -> AsyncIterator[dict[int, bytes]]:
         """The bytes of all items of one request, by position. The first failure ends the fetching of the others.
 
         Args:
             urls: By the item's position in its request. What occurs twice is fetched once.
 
         Raises:
-            MediaForbiddenError, MediaUnreachableError, MediaError, OverloadedError: As `fetch`; the second also where
-                the items together exceed `max_request_bytes`.
+            MediaForbiddenError: The rules do not let an item be fetched.
+            MediaUnreachableError: There is no answer, or an error, or it comes too slowly, or is too large, by itself
+                or together with the request's other items.
+            MediaError: It is not a valid URL.
+            OverloadedError: Its turn does not come within `total_s`, or requests that are not through (they are once
+                they leave this context) hold `max_held_bytes`.
         """
-        allowance = Allowance(self._config.max_request_bytes)
+        allowance = Allowance(self._config.max_request_bytes, self._request_too_large, within=self._held)
+        try:
+            yield await self._fetch_all(urls, allowance)
+        finally:
+            allowance.give_all_back()
+
+    def close(self) -> None:
+        """Closes all connections. What is under way fails; waiting for it first is the caller's part."""
+        self._downloader.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def aclose(self) -> None:
+        """`close`, and wait until the connections are gone."""
+        await self._downloader.aclose()
+        self.close()
+
+    def _request_too_large(self) -> ItemFailure:
+        limit = self._config.max_request_bytes
+        return ItemFailure(MediaUnreachableError, f"the request's items together exceed {limit} bytes")
+
+    async def _fetch_all(self, urls: Mapping[int, str], allowance: Allowance) -> dict[int, bytes]:
         lanes = asyncio.Semaphore(self._config.max_fetches_per_request)
 
         async def fetch_in_lane(url: str, index: int) -> bytes:
@@ -78,11 +104,6 @@ class MediaFetcher:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return {index: tasks[url].result() for index, url in urls.items()}
-
-    async def aclose(self) -> None:
-        """Closes all connections. What is under way fails; waiting for it first is the caller's part."""
-        await self._downloader.aclose()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _fetch(self, url: str, index: int, allowance: Allowance) -> bytes:
         total_s = self._config.total_s
@@ -114,7 +135,7 @@ class MediaFetcher:
         return await self._downloader.download(url, allowance)
 
     async def _read_file(self, url: httpx.URL, allowance: Allowance) -> bytes:
-        root, limit = self._config.file_root, self._config.max_bytes
+        root, limit = self._config.file_root, self._max_bytes
         if root is None:
             raise ItemFailure(MediaForbiddenError, "file: URLs may not be read here")
         if url.netloc or url.userinfo:
@@ -130,6 +151,10 @@ class MediaFetcher:
             raise ItemFailure(MediaUnreachableError, f"it exceeds {limit} bytes")
         allowance.take(len(data))
         return data
+
+
+def _too_much_held() -> OverloadedError:
+    return OverloadedError("too much is held of what requests have fetched")
 
 
 def _parse(url: str) -> httpx.URL:

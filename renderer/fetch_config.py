@@ -18,7 +18,8 @@ Network = IPv4Network | IPv6Network
 
 
 class FetchConfig(BaseModel):
-    """Fetching of media. Unknown fields are refused. Sizes are in bytes, times in seconds.
+    """Fetching of media. Unknown fields are refused. Sizes are in bytes, times in seconds. How large one item may be
+    is the renderer's `max_image_bytes`, however it comes.
 
     Hosts are written as they go over the network (`xn--bcher-kva.example`), one with a leading dot for every name
     below it. Networks are CIDRs.
@@ -40,8 +41,10 @@ class FetchConfig(BaseModel):
     ca_file: Path | None = Field(None, description="PEM certificates trusted beside certifi's.")
     user_agent: str = Field("greenroom", pattern=r"^[\x21-\x7e]+( [\x21-\x7e]+)*$")
 
-    max_bytes: int = Field(32 * MIB, ge=1, description="Of one item, as sent and as decompressed.")
     max_request_bytes: int = Field(256 * MIB, ge=1, description="Of all items that one request has fetched.")
+    max_held_bytes: int = Field(
+        1024 * MIB, ge=1, description="Of what all requests have fetched and not yet done with; others get a 503."
+    )
     min_bytes_per_s: int = Field(1024, ge=0, description="Of a body, on average, once it has taken `idle_s`.")
     connect_s: float = Field(3.0, gt=0, description="For look-up and connection; again for the TLS handshake.")
     idle_s: float = Field(5.0, gt=0, description="Between two pieces of an answer.")

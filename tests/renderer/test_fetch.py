@@ -63,14 +63,21 @@ class Names:
 
 
 @asynccontextmanager
-async def fetching(resolve: Callable[[str], list[str]] | None = None, **settings: Any) -> AsyncIterator[MediaFetcher]:
+async def fetching(
+    resolve: Callable[[str], list[str]] | None = None, max_bytes: int = 32 * MIB, **settings: Any
+) -> AsyncIterator[MediaFetcher]:
     defaults = {"internal_hosts": ("images.test",), "backoff_s": 0.0, "total_s": 10.0}
     names = Names(images_test=[["127.0.0.1"]])
-    fetcher = MediaFetcher(FetchConfig(**{**defaults, **settings}), resolve or names)
+    fetcher = MediaFetcher(FetchConfig(**{**defaults, **settings}), max_bytes, resolve or names)
     try:
         yield fetcher
     finally:
         await fetcher.aclose()
+
+
+async def fetch_all(fetcher: MediaFetcher, urls: Mapping[int, str]) -> dict[int, bytes]:
+    async with fetcher.fetched(urls) as data:
+        return data
 
 
 async def refusal(fetcher: MediaFetcher, url: str, kind: type[MediaError], index: int = 3) -> str:
@@ -134,7 +141,7 @@ async def test_connections_are_kept_and_shared() -> None:
     async with serving({"/": answer(PICTURE)}) as server, fetching() as fetcher:
         for index in range(3):
             await fetcher.fetch(server.url("/"), index)
-        await fetcher.fetch_all({0: server.url("/")})
+        await fetch_all(fetcher, {0: server.url("/")})
     assert server.connections == 1
 
 
@@ -758,13 +765,13 @@ async def test_the_items_of_a_request_are_fetched_together_and_returned_by_posit
     scripts = {f"/{index}": answer(bytes([index])) for index in range(20)}
     async with serving(scripts) as server, fetching() as fetcher:
         urls = {index: server.url(f"/{index}") for index in range(0, 20, 2)}
-        assert await fetcher.fetch_all(urls) == {index: bytes([index]) for index in urls}
-        assert await fetcher.fetch_all({}) == {}
+        assert await fetch_all(fetcher, urls) == {index: bytes([index]) for index in urls}
+        assert await fetch_all(fetcher, {}) == {}
 
 
 async def test_a_url_that_occurs_twice_is_fetched_once() -> None:
     async with serving({"/": answer(PICTURE)}) as server, fetching() as fetcher:
-        assert await fetcher.fetch_all({0: server.url("/"), 5: server.url("/")}) == {0: PICTURE, 5: PICTURE}
+        assert await fetch_all(fetcher, {0: server.url("/"), 5: server.url("/")}) == {0: PICTURE, 5: PICTURE}
     assert len(server.requests) == 1
 
 
@@ -772,7 +779,7 @@ async def test_a_request_has_no_more_items_under_way_than_its_limit() -> None:
     crowd = Crowd(3)
     scripts = {f"/{index}": crowd for index in range(12)}
     async with serving(scripts) as server, fetching(max_fetches_per_request=3) as fetcher:
-        await fetcher.fetch_all({index: server.url(f"/{index}") for index in range(12)})
+        await fetch_all(fetcher, {index: server.url(f"/{index}") for index in range(12)})
     assert crowd.most == 3
     assert server.connections == 3
 
@@ -782,7 +789,7 @@ async def test_all_requests_have_no_more_items_under_way_than_the_limit() -> Non
     scripts = {f"/{index}": crowd for index in range(6)}
     async with serving(scripts) as server, fetching(max_fetches=4, max_fetches_per_request=3) as fetcher:
         urls = {index: server.url(f"/{index}") for index in range(6)}
-        await asyncio.gather(*(fetcher.fetch_all(urls) for _ in range(3)))
+        await asyncio.gather(*(fetch_all(fetcher, urls) for _ in range(3)))
     assert crowd.most == 4
     assert server.connections == 4
 
@@ -792,7 +799,7 @@ async def test_the_first_failure_ends_the_fetching_of_the_others() -> None:
         server.scripts = {"/good": stall(lambda: server), "/never": answer(PICTURE)}
         urls = {4: server.url("/good"), 6: server.url("/bad"), 9: server.url("/never")}
         with pytest.raises(MediaUnreachableError, match="image 6: its host answered with status 404"):
-            await fetcher.fetch_all(urls)
+            await fetch_all(fetcher, urls)
         await asyncio.wait_for(server.left.wait(), 5)
     assert sorted(server.paths) == ["/bad", "/good"]
 
@@ -801,9 +808,9 @@ async def test_the_items_of_a_request_are_held_to_one_limit_of_bytes() -> None:
     scripts = {f"/{index}": answer(bytes(1000)) for index in range(4)}
     async with serving(scripts) as server, fetching(max_request_bytes=3500) as fetcher:
         urls = {index: server.url(f"/{index}") for index in range(4)}
-        await fetcher.fetch_all({index: urls[index] for index in range(3)})
+        await fetch_all(fetcher, {index: urls[index] for index in range(3)})
         with pytest.raises(MediaUnreachableError, match="the request's items together exceed 3500 bytes"):
-            await fetcher.fetch_all(urls)
+            await fetch_all(fetcher, urls)
 
 
 async def test_bytes_of_a_try_that_broke_off_are_not_held_against_the_request() -> None:
@@ -812,7 +819,18 @@ async def test_bytes_of_a_try_that_broke_off_are_not_held_against_the_request() 
         serving({"/": in_turn(broken, broken, answer(bytes(1000)))}) as server,
         fetching(max_request_bytes=1000) as fetcher,
     ):
-        assert await fetcher.fetch_all({0: server.url("/")}) == {0: bytes(1000)}
+        assert await fetch_all(fetcher, {0: server.url("/")}) == {0: bytes(1000)}
+
+
+async def test_what_requests_have_fetched_is_held_to_one_limit_until_they_are_through() -> None:
+    scripts = {f"/{index}": answer(bytes(1000)) for index in range(2)}
+    async with serving(scripts) as server, fetching(max_held_bytes=1500) as fetcher:
+        urls = {index: server.url(f"/{index}") for index in range(2)}
+        for _ in range(3):
+            async with fetcher.fetched({0: urls[0]}):
+                with pytest.raises(OverloadedError, match="too much is held"):
+                    await fetcher.fetch(urls[1], 1)
+            assert await fetcher.fetch(urls[1], 1) == bytes(1000)
 
 
 async def test_an_item_whose_turn_does_not_come_is_told_that_the_server_is_busy() -> None:
@@ -834,7 +852,7 @@ async def test_a_fetch_that_is_cancelled_leaves_its_turn_and_its_connection_to_o
 
         server.scripts = {"/": wait, "/picture": answer(PICTURE)}
         for _ in range(20):
-            task = asyncio.create_task(fetcher.fetch_all({0: server.url("/")}))
+            task = asyncio.create_task(fetch_all(fetcher, {0: server.url("/")}))
             await asyncio.wait_for(reached.wait(), 5)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -873,7 +891,7 @@ async def test_a_tls_handshake_that_hangs_ends_with_its_request() -> None:
         before = open_sockets()
         urls = {index: server.url(f"/{index}", scheme="https") for index in range(5)}
         for _ in range(5):
-            task = asyncio.create_task(fetcher.fetch_all(urls))
+            task = asyncio.create_task(fetch_all(fetcher, urls))
             await until(lambda: open_sockets() >= before + 2 * len(urls))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -971,7 +989,8 @@ async def test_a_file_is_held_to_the_limits_of_bytes(root: Path) -> None:
         {"internal_hosts": ["*"]},
         {"internal_networks": ["10.0.0.1/8"]},
         {"ports": [0]},
-        {"max_bytes": 0},
+        {"max_bytes": 1},
+        {"max_held_bytes": 0},
         {"total_s": 0},
         {"user_agent": "a\r\nCookie: b"},
     ],
