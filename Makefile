@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peer test-vllm goldens check format serve lock clean
+.PHONY: help setup demo bench-render bench-serve test test-peer test-vllm goldens check format serve lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-vllm: .venv-vllm/.installed  ## Test the vllm backend on vLLM's CPU build, 
 .venv-vllm/.installed: constraints.txt pyproject.toml tests/vllm/setup.sh
 	bash tests/vllm/setup.sh .venv-vllm $(PYTHON)
 	@touch $@
+
+bench-render: $(STAMP)  ## The renderer in process against the bare Hugging Face processor (PEER=vLLM's virtual environment, ARGS=--quick)
+	$(BIN)/python -m bench.render $(if $(PEER),--peer $(PEER)) $(ARGS)
 
 check: $(STAMP)  ## Formatting, lint, strict types
 	$(BIN)/ruff format --check .
