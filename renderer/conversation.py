@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from renderer.prompt import PlaceholderRange, Tensors
+
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
@@ -25,6 +27,11 @@ class ImagePart:
     data: bytes | None = None
     url: str | None = None
     uuid: str | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its bytes are still to be fetched."""
+        return self.data is None and self.url is not None and self.url[:5].lower() != "data:"
 
 
 Part = TextPart | ImagePart
@@ -76,4 +83,28 @@ class TokensRequest:
     token_ids: tuple[int, ...]
     media: tuple[ImagePart, ...] = ()
     mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureItem:
+    """One media item that arrived processed.
+
+    Attributes:
+        mm_hash: The caller's claim of what it is.
+        range: Where it stands. Without a mask the tokens themselves tell where its embeddings go.
+        data: Its tensors, as MessagePack (`renderer.wire`) or by name; None for one that the engine should hold.
+    """
+
+    mm_hash: str
+    range: PlaceholderRange
+    data: bytes | Tensors | None
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesRequest:
+    """Token ids that are expanded already, and the items that stand in them, in their order."""
+
+    token_ids: tuple[int, ...]
+    items: tuple[FeatureItem, ...]
     cache_salt: str | None = None

@@ -52,6 +52,7 @@ class Family(Protocol):
         default_template: The chat template of checkpoints that have none.
         reserved_ids: Tokens that no prompt may hold before its items are placed: they stand for what only the
             renderer writes, or for media that are not supported.
+        embed_id: The token in whose places an item's embeddings go; None where there are no modalities.
         fields: Of every tensor of an item, by name.
     """
 
@@ -72,6 +73,9 @@ class Family(Protocol):
 
     @property
     def reserved_ids(self) -> frozenset[int]: ...
+
+    @property
+    def embed_id(self) -> int | None: ...
 
     @property
     def fields(self) -> Mapping[str, Field]: ...
@@ -109,6 +113,13 @@ class Family(Protocol):
             pixels: uint8 [height, width, 3].
         """
 
+    def embeds(self, tensors: Tensors) -> int:
+        """How many embeddings an engine makes of an item that arrived processed, with the tensors that `fields` names.
+
+        Raises:
+            ValueError: Its tensors are not what `tensors` would make of any image, and an engine might die of them.
+        """
+
     def largest_image(self, max_tokens: int) -> ImageSize:
         """Size of an image with the most tokens, up to `max_tokens`."""
 
@@ -123,6 +134,7 @@ class TextOnly:
     placeholder: Placeholder | None = None
     default_template: str | None = None
     reserved_ids: frozenset[int] = frozenset()
+    embed_id: int | None = None
     fields: Mapping[str, Field] = field(default_factory=dict)
 
     def with_options(self, options: Mapping[str, Any]) -> Family:
@@ -139,6 +151,9 @@ class TextOnly:
         return expand(token_ids, None, replacements, field)
 
     def tensors(self, pixels: Pixels) -> Tensors:
+        raise ValueError("the model takes no images")
+
+    def embeds(self, tensors: Tensors) -> int:
         raise ValueError("the model takes no images")
 
     def largest_image(self, max_tokens: int) -> ImageSize:

@@ -56,9 +56,13 @@ def content_key(digest: str) -> str:
     return "content:" + digest
 
 
-def foreign_key(cache_salt: str | None, mm_hash: str) -> str:
-    """Cache key of an item that arrived processed: its hash is the caller's claim, good for this tenant alone."""
-    return "foreign:" + blake3(_value([cache_salt, mm_hash])).hexdigest()
+def foreign_key(cache_salt: str | None, mm_hash: str, embeds: int) -> str:
+    """Cache key of an item that arrived processed: its hash is the caller's claim, good for this tenant alone.
+
+    Args:
+        embeds: Its embeddings. Under one claim an item can never answer where another number of them belongs.
+    """
+    return "foreign:" + blake3(_value([cache_salt, mm_hash, embeds])).hexdigest()
 
 
 def _finish(hasher: blake3, model: str, options: Mapping[str, Any]) -> str:

@@ -9,10 +9,11 @@ from renderer import validate
 from renderer.caches import MediaCache, ProcessorCache
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
-from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
+from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest, ImagePart, TokensRequest
 from renderer.detokenizer import IncrementalDetokenizer
 from renderer.draft import Draft
 from renderer.families import choose_family
+from renderer.foreign import receive
 from renderer.image import ImageLimits
 from renderer.messages import media_of, template_messages, template_variables
 from renderer.processor import MultiModalProcessor
@@ -93,6 +94,30 @@ class Renderer:
         """
         processor = self._choose(skip_mm_cache)
         return self._finish(self._draft_tokens(request, processor), processor)
+
+    def receive(self, request: FeaturesRequest) -> RenderedPrompt:
+        """A prompt whose items arrived processed, for the engine beside this renderer: nothing is rendered.
+
+        Raises:
+            RequestError: An item is not what this model's engine could take.
+            CacheMissError: An item came without data, and the engine does not hold it.
+        """
+        validate.features(request, self.config)
+        validate.media(request.items, self.modalities, self.config, self.family.max_items)
+        validate.length(len(request.token_ids), self.max_model_len)
+        return receive(request, self.family, self.mm_processor.cache)
+
+    def layout(self, request: ChatRequest | TokensRequest) -> RenderedPrompt:
+        """The rendered prompt without tensors, from the images' headers: no pixel is decoded. Its length is not
+        checked.
+
+        Raises:
+            RequestError: The request cannot be rendered as it is.
+        """
+        processor = self.readonly_mm_processor
+        if isinstance(request, ChatRequest):
+            return self._draft_chat(request, processor, bounded=False).prompt()
+        return self._draft_tokens(request, processor).prompt()
 
     def layout(self, request: ChatRequest | TokensRequest) -> RenderedPrompt:
         """The rendered prompt without tensors, from the images' headers: no pixel is decoded. Its length is not

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from renderer.config import RendererConfig
-from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
+from renderer.conversation import (
+    ChatRequest,
+    CompletionRequest,
+    FeatureItem,
+    FeaturesRequest,
+    ImagePart,
+    TokensRequest,
+)
 from renderer.errors import ContextLengthError, RequestError
 from renderer.family import Family
 from renderer.prompt import Modality
@@ -58,8 +65,26 @@ def tokens(request: TokensRequest, config: RendererConfig) -> None:
     _cache_salt(request.cache_salt)
 
 
+def features(request: FeaturesRequest, config: RendererConfig) -> None:
+    """Refuse claims that are no names.
+
+    Raises:
+        RequestError: Naming the field.
+    """
+    _cache_salt(request.cache_salt)
+    for index, item in enumerate(request.items):
+        if not 0 < len(item.mm_hash) <= config.max_uuid_length:
+            raise RequestError(
+                f"features.mm_hashes: that of item {index} must have 1 to {config.max_uuid_length} characters",
+                "features",
+            )
+
+
 def media(
-    parts: Sequence[ImagePart], modalities: Sequence[Modality], config: RendererConfig, max_items: int | None = None
+    parts: Sequence[ImagePart | FeatureItem],
+    modalities: Sequence[Modality],
+    config: RendererConfig,
+    max_items: int | None = None,
 ) -> None:
     """Refuse more items of a modality than the model and the configuration allow.
 

@@ -23,6 +23,7 @@ class ImageFamily:
 
     name: str
     placeholder: Placeholder | None
+    embed_id: int
     reserved_ids: frozenset[int] = frozenset()
 
     def place(

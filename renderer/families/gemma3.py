@@ -13,6 +13,7 @@ import numpy as np
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.families.base import ImageFamily, ProcessedImages, image_placeholder, masked
+from renderer.families.checks import check_number, checked_pixels
 from renderer.families.hf_processor import ImageProcessor, is_flag, ratio, whole
 from renderer.family import Family, Field
 from renderer.pixels import Pixels
@@ -67,6 +68,12 @@ class Gemma3(ProcessedImages):
     def tensors(self, pixels: Pixels) -> Tensors:
         crops = np.stack(self.processor(pixels)["pixel_values"])
         return {"pixel_values": crops, "num_patches": np.array(len(crops), np.int64)}
+
+    def embeds(self, tensors: Tensors) -> int:
+        size = self.processor.hf.size
+        count = len(checked_pixels(tensors, (None, 3, int(size.height), int(size.width))))
+        check_number(tensors, "num_patches", count)
+        return count * sum(self.text_of(0).embed_mask or ())
 
     def largest_image(self, max_tokens: int) -> ImageSize:
         side = int(self.processor.hf.size.height)
@@ -143,6 +150,7 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     return Gemma3(
         name=checkpoint.model_type,
         placeholder=placeholder,
+        embed_id=checkpoint.config.image_token_id,
         reserved_ids=frozenset({checkpoint.config.image_token_id}),
         processor=ImageProcessor.load(checkpoint, config, _OPTIONS, _pan_and_scan_settings(checkpoint)),
         text_of=_texts(checkpoint),

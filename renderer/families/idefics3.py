@@ -13,6 +13,7 @@ import numpy as np
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.families.base import ProcessedImages, image_placeholder, largest, masked
+from renderer.families.checks import check_number, checked_pixels, checked_tensor, has_empty
 from renderer.families.hf_processor import ImageProcessor, is_flag, longest_edge
 from renderer.family import Family, Field
 from renderer.pixels import Pixels
@@ -29,6 +30,8 @@ class Idefics3(ProcessedImages):
     `num_patches` int64 []: the tiles.
 
     Attributes:
+        side: Of a tile, in pixels.
+        tile_tokens: Of one tile, those that carry embeddings.
         text_of: Tokens of an image of so many rows and columns of tiles; of (0, 0) where it is not split.
     """
 
@@ -38,6 +41,8 @@ class Idefics3(ProcessedImages):
         "num_patches": Field("batched", keep_on_cpu=True),
     }
 
+    side: int
+    tile_tokens: int
     text_of: Callable[[int, int], Replacement]
 
     def replacement(self, size: ImageSize) -> Replacement:
@@ -54,6 +59,15 @@ class Idefics3(ProcessedImages):
             "pixel_attention_mask": output["pixel_attention_mask"][0],
             "num_patches": np.array(len(values), np.int64),
         }
+
+    def embeds(self, tensors: Tensors) -> int:
+        values = checked_pixels(tensors, (None, 3, self.side, self.side))
+        count = len(values)
+        mask = checked_tensor(tensors, "pixel_attention_mask", (count, self.side, self.side), ("int64", "bool"))
+        check_number(tensors, "num_patches", count)
+        if not 0 <= mask.min() <= mask.max() <= 1 or has_empty(mask) or has_empty(values):
+            raise ValueError("pixel_attention_mask should be of zeros and ones, and no tile empty")
+        return count * self.tile_tokens
 
     def largest_image(self, max_tokens: int) -> ImageSize:
         edge = int(self.processor.hf.size.longest_edge)
@@ -110,16 +124,17 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     return Idefics3(
         name=checkpoint.model_type,
         placeholder=image_placeholder(checkpoint),
+        embed_id=checkpoint.config.image_token_id,
         processor=ImageProcessor.load(checkpoint, config, options),
+        side=side,
+        tile_tokens=_tile_tokens(checkpoint),
         text_of=_texts(checkpoint),
     )
 
 
 def _texts(checkpoint: Checkpoint) -> Callable[[int, int], Replacement]:
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    vision = config.vision_config
-    tile_tokens = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
-    tile = tokenizer.pieces([config.image_token_id])[0] * tile_tokens
+    tile = tokenizer.pieces([config.image_token_id])[0] * _tile_tokens(checkpoint)
     tokenizer.id_of(_FAKE)
 
     @lru_cache(maxsize=512)
@@ -130,6 +145,11 @@ def _texts(checkpoint: Checkpoint) -> Callable[[int, int], Replacement]:
         return masked(tokenizer.encode(text, add_special_tokens=False), config.image_token_id)
 
     return text_of
+
+
+def _tile_tokens(checkpoint: Checkpoint) -> int:
+    vision = checkpoint.config.vision_config
+    return int((vision.image_size // vision.patch_size) ** 2 // checkpoint.config.scale_factor**2)
 
 
 def _to(count: int) -> range:

@@ -13,6 +13,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.families.base import ProcessedImages, image_placeholder, largest, masked
+from renderer.families.checks import check_number, checked_pixels
 from renderer.families.hf_processor import ImageProcessor, is_flag, whole
 from renderer.family import Family, Field, Placeholder
 from renderer.pixels import Pixels
@@ -54,6 +55,13 @@ class InternVL(ProcessedImages):
             "image_token_id": np.array(self.placeholder.token_id, np.int64),
         }
 
+    def embeds(self, tensors: Tensors) -> int:
+        size = self.processor.hf.size
+        count = len(checked_pixels(tensors, (None, 3, int(size.height), int(size.width))))
+        check_number(tensors, "image_num_patches", count)
+        check_number(tensors, "image_token_id", self.placeholder.token_id)
+        return count * self.tile_tokens
+
     def largest_image(self, max_tokens: int) -> ImageSize:
         side = int(self.processor.hf.size.height)
         sizes = [ImageSize(side * columns, side) for columns in range(1, self.processor.hf.max_patches + 1)]
@@ -85,6 +93,7 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     return InternVL(
         name=checkpoint.model_type,
         placeholder=image_placeholder(checkpoint),
+        embed_id=checkpoint.config.image_token_id,
         reserved_ids=frozenset({tokenizer.id_of(tokenizer.hf.video_token)}),
         # Hugging Face's processor of InternVL cuts into tiles whatever `preprocessor_config.json` says.
         processor=ImageProcessor.load(checkpoint, config, _OPTIONS, {"crop_to_patches": True}),

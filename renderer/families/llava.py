@@ -13,6 +13,7 @@ from renderer.config import RendererConfig
 from renderer.errors import ConfigError
 from renderer.families import pixtral
 from renderer.families.base import ProcessedImages, image_placeholder
+from renderer.families.checks import checked_pixels
 from renderer.families.hf_processor import ImageProcessor
 from renderer.family import Family, Field
 from renderer.pixels import Pixels
@@ -43,6 +44,10 @@ class Llava(ProcessedImages):
     def tensors(self, pixels: Pixels) -> Tensors:
         return {"pixel_values": np.ascontiguousarray(self.processor(pixels)["pixel_values"][0])}
 
+    def embeds(self, tensors: Tensors) -> int:
+        checked_pixels(tensors, (3, self.side, self.side))
+        return len(self.replaced_by.token_ids)
+
     def largest_image(self, max_tokens: int) -> ImageSize:
         return ImageSize(self.side, self.side)
 
@@ -60,6 +65,7 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     return Llava(
         name=checkpoint.model_type,
         placeholder=placeholder,
+        embed_id=placeholder.token_id,
         processor=ImageProcessor.load(checkpoint, config),
         side=checkpoint.config.vision_config.image_size,
         replaced_by=Replacement((placeholder.token_id,) * tokens),

@@ -14,6 +14,7 @@ from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError
 from renderer.families.base import ProcessedImages, image_placeholder, largest
+from renderer.families.checks import checked_pixels, checked_sides, checked_tensor
 from renderer.families.hf_processor import ImageProcessor
 from renderer.families.llava import vision_tokens
 from renderer.family import Family, Field, Placeholder
@@ -58,6 +59,17 @@ class LlavaNext(ProcessedImages):
             "pixel_values": np.ascontiguousarray(output["pixel_values"][0]),
             "image_sizes": np.array(pixels.shape[:2], np.int64),
         }
+
+    def embeds(self, tensors: Tensors) -> int:
+        """More tiles than the image has may follow, of zeros: vLLM fills up what it processes together."""
+        checked_tensor(tensors, "image_sizes", (2,))
+        height, width = checked_sides(tensors, "image_sizes")
+        rows, columns = select_best_resolution((height, width), self.grids)
+        tiles = 1 + rows // self.side * (columns // self.side)
+        values = checked_pixels(tensors, (None, 3, self.side, self.side))
+        if len(values) < tiles or values[tiles:].any():
+            raise ValueError(f"pixel_values should have {tiles} tiles for an image of {height} by {width} pixels")
+        return self._tokens(ImageSize(width, height))
 
     def largest_image(self, max_tokens: int) -> ImageSize:
         sizes = (ImageSize(width, height) for height, width in self.grids)
@@ -105,6 +117,7 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     return LlavaNext(
         name=checkpoint.model_type,
         placeholder=image_placeholder(checkpoint),
+        embed_id=hf.image_token_id,
         reserved_ids=frozenset() if video_id is None else frozenset({video_id}),
         processor=ImageProcessor.load(checkpoint, config),
         side=vision.image_size,

@@ -12,6 +12,7 @@ from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError
 from renderer.families.base import ProcessedImages, masked
+from renderer.families.checks import checked_pixels
 from renderer.families.hf_processor import ImageProcessor
 from renderer.family import Family, Field
 from renderer.pixels import Pixels
@@ -50,6 +51,10 @@ class PaliGemma(ProcessedImages):
     def tensors(self, pixels: Pixels) -> Tensors:
         return {"pixel_values": np.ascontiguousarray(self.processor(pixels)["pixel_values"][0])}
 
+    def embeds(self, tensors: Tensors) -> int:
+        checked_pixels(tensors, (3, self.side, self.side))
+        return sum(self.replaced_by.embed_mask or ())
+
     def largest_image(self, max_tokens: int) -> ImageSize:
         return ImageSize(self.side, self.side)
 
@@ -68,6 +73,7 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     return PaliGemma(
         name=checkpoint.model_type,
         placeholder=None,
+        embed_id=hf.image_token_id,
         reserved_ids=frozenset({hf.image_token_id}),
         processor=ImageProcessor.load(checkpoint, config),
         side=side,

@@ -13,6 +13,7 @@ import numpy as np
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.families.base import ProcessedImages, image_placeholder, masked
+from renderer.families.checks import FLOATS, RAW_OR_FLOATS, checked_pixels
 from renderer.families.hf_processor import ImageProcessor, longest_edge
 from renderer.family import Family, Field, Placeholder
 from renderer.pixels import Pixels
@@ -43,6 +44,13 @@ class Pixtral(ProcessedImages):
 
     def tensors(self, pixels: Pixels) -> Tensors:
         return {"pixel_values": np.ascontiguousarray(self.processor(pixels)["pixel_values"][0])}
+
+    def embeds(self, tensors: Tensors) -> int:
+        dtypes = FLOATS if self.processor.hf.do_normalize else RAW_OR_FLOATS
+        _, height, width = checked_pixels(tensors, (3, None, None), dtypes).shape
+        if max(height, width) > self._edge or height % self.step or width % self.step:
+            raise ValueError(f"pixel_values should have sides of multiples of {self.step} up to {self._edge}")
+        return int(height // self.step * (width // self.step))
 
     def largest_image(self, max_tokens: int) -> ImageSize:
         rows = min(self._edge // self.step, max(1, math.isqrt(max_tokens) - 1))
@@ -85,6 +93,7 @@ def build(checkpoint: Checkpoint, config: RendererConfig, **settings: Any) -> Fa
     return Pixtral(
         name="pixtral" if checkpoint.model_type == "llava" else checkpoint.model_type,
         placeholder=image_placeholder(checkpoint),
+        embed_id=hf.image_token_id,
         processor=ImageProcessor.load(
             checkpoint, config, {"size": longest_edge(step, _MAX_EDGE)}, {"patch_size": step, **settings}
         ),

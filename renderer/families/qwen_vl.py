@@ -13,6 +13,7 @@ from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import ConfigError, RequestError
 from renderer.families.base import ImageFamily
+from renderer.families.checks import RAW_OR_FLOATS, checked_pixels, checked_sides, checked_tensor
 from renderer.family import Family, Field, Placeholder
 from renderer.pixels import Backend, Pixels, patches, resize
 from renderer.placeholders import Replacement
@@ -68,6 +69,14 @@ class QwenVL(ImageFamily):
             "image_grid_thw": grid,
         }
 
+    def embeds(self, tensors: Tensors) -> int:
+        checked_tensor(tensors, "image_grid_thw", (3,))
+        times, rows, columns = checked_sides(tensors, "image_grid_thw", self.merge)
+        if times != 1:
+            raise ValueError(f"image_grid_thw should begin with 1, it is {times}")
+        checked_pixels(tensors, (rows * columns, 3 * self.temporal * self.patch**2), RAW_OR_FLOATS)
+        return rows * columns // self.merge**2
+
     def largest_image(self, max_tokens: int) -> ImageSize:
         pixels = max(1, min(self.max_pixels // self._factor**2, max_tokens))
         rows = int(pixels**0.5)
@@ -93,6 +102,7 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     family = QwenVL(
         name=checkpoint.model_type,
         placeholder=Placeholder(ids.image_token_id, "".join(checkpoint.tokenizer.pieces(frame))),
+        embed_id=ids.image_token_id,
         reserved_ids=frozenset({ids.video_token_id}),
         patch=processor.patch_size,
         merge=processor.merge_size,

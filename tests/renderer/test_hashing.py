@@ -86,11 +86,12 @@ def test_key_spaces_never_meet() -> None:
         uuid_key("salt", content, {}),
         uuid_key("other", content, {}),
         uuid_key(None, content, {"max_pixels": 1}),
-        foreign_key(None, content),
-        foreign_key("salt", content),
-        foreign_key("other", content),
+        foreign_key(None, content, 4),
+        foreign_key("salt", content, 4),
+        foreign_key("salt", content, 5),
+        foreign_key("other", content, 4),
     }
-    assert len(keys) == 8
+    assert len(keys) == 9
 
 
 @pytest.mark.parametrize("option", [2**63, object()])
