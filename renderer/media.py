@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pybase64
@@ -23,6 +23,7 @@ class MediaItem:
         index: Its place among the request's images.
         data: The encoded file; None where the caller sent only a uuid.
         header: Of `data`.
+        options: The processor options that it is processed under, those of its request.
     """
 
     index: int
@@ -31,6 +32,7 @@ class MediaItem:
     size: ImageSize
     mm_hash: str
     cache_key: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def data_url_bytes(url: str, index: int = 0) -> bytes:
@@ -55,7 +57,7 @@ def bytes_of(part: ImagePart, index: int) -> bytes | None:
 
     Raises:
         MediaError: The part names neither data nor a uuid, or its data URL is malformed.
-        UnsupportedFieldError: It would have to be fetched.
+        UnsupportedFieldError: It has an address and was not fetched: see `renderer.remote_media`.
     """
     if part.data is not None:
         return part.data
@@ -64,7 +66,7 @@ def bytes_of(part: ImagePart, index: int) -> bytes | None:
             raise MediaError("it has neither data nor a uuid", index)
         return None
     if part.url[:5].lower() != "data:":
-        raise UnsupportedFieldError("images are taken as data: URLs only", "image_url")
+        raise UnsupportedFieldError("an image's address has to be fetched before it is rendered", "image_url")
     return data_url_bytes(part.url, index)
 
 
@@ -78,7 +80,7 @@ def identify(
     header = read_header(data, index, limits)
     digest = hashing.image_hash(model, data, header.converted, options)
     shown = digest if part.uuid is None else hashing.uuid_hash(model, part.uuid, options)
-    return MediaItem(index, data, header, header.size, shown, hashing.content_key(digest))
+    return MediaItem(index, data, header, header.size, shown, hashing.content_key(digest), options)
 
 
 def check_uuid(uuid: str | None, index: int, max_length: int) -> None:

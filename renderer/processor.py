@@ -1,11 +1,11 @@
-"""The multimodal processor: media items to tensors, each once, over a few threads, through one cache."""
+"""The multimodal processor: media items to tensors, each once, through one cache, by whoever computes them."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,14 @@ from renderer.conversation import ImagePart
 from renderer.errors import CacheMissError, MediaError
 from renderer.family import Family
 from renderer.image import ImageLimits, decode
+from renderer.items import ItemSource, LocalItems
 from renderer.media import MediaItem, bytes_of, check_uuid, identify
 from renderer.prompt import ImageSize, Tensors, tensor_bytes
-from renderer.threads import WarmPool
+from renderer.threads import WarmPool, abandoned
 
 _MAX_NAMES = 65536
+# How often a request that waits for its items looks whether anybody still waits for it.
+_LOOK_S = 0.1
 
 
 class MultiModalProcessor:
@@ -40,14 +43,16 @@ class MultiModalProcessor:
         pool: WarmPool,
         limits: ImageLimits,
         max_uuid_length: int,
+        source: ItemSource | None = None,
     ) -> None:
         self.cache = cache
+        self._source = source or LocalItems()
         self._model = model
         self._pool = pool
         self._limits = limits
         self._max_uuid_length = max_uuid_length
         self._names = _Names(_MAX_NAMES)
-        self._under_way: dict[str, Future[ProcessedItem]] = {}
+        self._under_way: dict[str, _Job] = {}
         self._lock = threading.Lock()
 
     def lease(self) -> Lease | None:
@@ -72,11 +77,15 @@ class MultiModalProcessor:
             MediaError: An image is corrupt, or the model cannot take it.
             CacheMissError: An item came without data, and the cache does not hold it.
         """
-        found: dict[str, ProcessedItem | Future[ProcessedItem]] = {}
-        for item in items:
-            if item.cache_key not in found:
-                found[item.cache_key] = self._find(item, family, lease)
-        return tuple(_awaited(found[item.cache_key], item) for item in items)
+        found: dict[str, ProcessedItem | _Job] = {}
+        distinct = len({item.cache_key for item in items})
+        try:
+            for item in items:
+                if item.cache_key not in found:
+                    found[item.cache_key] = self._find(item, family, lease, distinct)
+            return tuple(_awaited(found[item.cache_key], item) for item in items)
+        finally:
+            self._leave([job for job in found.values() if isinstance(job, _Job)])
 
     def process(self, item: MediaItem, family: Family) -> ProcessedItem:
         """Decode and process one item in this thread, beside any cache."""
@@ -89,6 +98,12 @@ class MultiModalProcessor:
             raise MediaError(str(error), item.index) from error
         _freeze(tensors)
         return ProcessedItem(item.size, tensors, tensor_bytes(tensors))
+
+    def waiting(self, item: MediaItem) -> int:
+        """How many requests wait for the work on an item."""
+        with self._lock:
+            job = self._under_way.get(item.cache_key)
+            return 0 if job is None else job.waiters
 
     def clear_names(self) -> None:
         """Forget which uuid stands for which content."""
@@ -109,29 +124,75 @@ class MultiModalProcessor:
         cache_key, size = known
         return MediaItem(index, None, None, size, hashing.uuid_hash(self._model, part.uuid, options), cache_key)
 
-    def _find(self, item: MediaItem, family: Family, lease: Lease | None) -> ProcessedItem | Future[ProcessedItem]:
-        """The cached item, or the work on it: a job stores its item before it ceases to be under way."""
+    def _find(self, item: MediaItem, family: Family, lease: Lease | None, of: int) -> ProcessedItem | _Job:
+        """The cached item, or the work on it, which this request waits for from now on."""
         with self._lock:
             held = None if self.cache is None else self.cache.look_up(item.cache_key, lease)
             if held is not None:
                 return held
             job = self._under_way.get(item.cache_key)
-            if job is None:
-                if item.data is None:
-                    raise _missing(item.index)
-                job = self._pool.submit(self._work, item, family)
-                self._under_way[item.cache_key] = job
-            return job
+            if job is not None:
+                job.waiters += 1
+                return job
+            if item.data is None:
+                raise _missing(item.index)
+            job = self._under_way[item.cache_key] = _Job(item.cache_key)
+        self._begin(job, item, family, of)
+        return job
 
-    def _work(self, item: MediaItem, family: Family) -> ProcessedItem:
+    def _begin(self, job: _Job, item: MediaItem, family: Family, of: int) -> None:
         try:
-            processed = self.process(item, family)
+            job.work = self._source.compute(item, of, lambda: self._pool.submit(self.process, item, family))
+        except BaseException as error:
+            self._end(job, error)
+            raise
+        job.work.add_done_callback(lambda work: self._take(job, work))
+
+    def _take(self, job: _Job, work: Future[ProcessedItem]) -> None:
+        """Keep what was computed, before it ceases to be under way."""
+        try:
+            item = work.result()
             if self.cache is not None:
-                self.cache.store(item.cache_key, processed)
-            return processed
-        finally:
-            with self._lock:
-                del self._under_way[item.cache_key]
+                self.cache.store(job.key, item)
+        except BaseException as error:
+            self._end(job, error)
+        else:
+            self._end(job, item)
+
+    def _end(self, job: _Job, outcome: ProcessedItem | BaseException) -> None:
+        with self._lock:
+            if self._under_way.get(job.key) is job:
+                del self._under_way[job.key]
+        if isinstance(outcome, BaseException):
+            job.item.set_exception(outcome)
+        else:
+            job.item.set_result(outcome)
+
+    def _leave(self, jobs: Sequence[_Job]) -> None:
+        """Wait for these no longer; end those that nobody waits for."""
+        with self._lock:
+            for job in jobs:
+                job.waiters -= 1
+            left = [job for job in jobs if job.waiters == 0 and not job.item.done()]
+            for job in left:
+                if self._under_way.get(job.key) is job:
+                    del self._under_way[job.key]
+        for job in left:
+            if job.work is not None:
+                job.work.cancel()
+
+
+class _Job:
+    """The work on one item, for all requests that wait for it.
+
+    `item` is there once the cache has it; `work`, which may be cancelled, is what computes it.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.waiters = 1
+        self.item: Future[ProcessedItem] = Future()
+        self.work: Future[ProcessedItem] | None = None
 
 
 class _Names:
@@ -160,13 +221,19 @@ class _Names:
             self._content.clear()
 
 
-def _awaited(found: ProcessedItem | Future[ProcessedItem], item: MediaItem) -> ProcessedItem:
+def _awaited(found: ProcessedItem | _Job, item: MediaItem) -> ProcessedItem:
     if isinstance(found, ProcessedItem):
         return found
-    try:
-        return found.result()
-    except MediaError as error:  # Work that several wait for names each one's own place.
-        raise type(error)(error.message, item.index, error.param) from error
+    while True:
+        try:
+            return found.item.result(_LOOK_S)
+        except MediaError as error:  # Work that several wait for names each one's own place.
+            raise type(error)(error.message, item.index, error.param) from error
+        except TimeoutError:
+            if found.item.done():
+                raise
+            if abandoned():
+                raise CancelledError from None
 
 
 def _missing(index: int) -> CacheMissError:

@@ -15,6 +15,7 @@ from renderer.draft import Draft
 from renderer.families import choose_family
 from renderer.foreign import receive
 from renderer.image import ImageLimits
+from renderer.items import ItemSource
 from renderer.messages import media_of, template_messages, template_variables
 from renderer.processor import MultiModalProcessor
 from renderer.prompt import Modality, RenderedPrompt
@@ -29,6 +30,8 @@ class Renderer:
     Args:
         config: What to render for, and how.
         sender_cache: The cache of the engine beside this renderer; None where there is no engine.
+        item_source: Computes what `mm_processor`'s cache lacks; None: this process' threads.
+        readonly_item_source: The same for `readonly_mm_processor`.
 
     Attributes:
         mm_processor: For requests that an engine runs; its cache is the sender cache.
@@ -38,7 +41,13 @@ class Renderer:
         modalities: What prompts may hold beside text, with a limit above 0.
     """
 
-    def __init__(self, config: RendererConfig, sender_cache: MediaCache | None = None) -> None:
+    def __init__(
+        self,
+        config: RendererConfig,
+        sender_cache: MediaCache | None = None,
+        item_source: ItemSource | None = None,
+        readonly_item_source: ItemSource | None = None,
+    ) -> None:
         checkpoint = Checkpoint.load(config)
         self.config = config
         self.tokenizer = checkpoint.tokenizer
@@ -53,8 +62,8 @@ class Renderer:
         self.request_pool = WarmPool(config.render_threads, "render")
         self.media_pool = WarmPool(config.media_threads, "media")
         own_cache = ProcessorCache(config.processor_cache_bytes) if config.processor_cache_bytes else None
-        self.mm_processor = self._processor(sender_cache)
-        self.readonly_mm_processor = self._processor(own_cache)
+        self.mm_processor = self._processor(sender_cache, item_source)
+        self.readonly_mm_processor = self._processor(own_cache, readonly_item_source)
 
     @property
     def has_chat_template(self) -> bool:
@@ -202,9 +211,11 @@ class Renderer:
     def _choose(self, skip_mm_cache: bool) -> MultiModalProcessor:
         return self.readonly_mm_processor if skip_mm_cache else self.mm_processor
 
-    def _processor(self, cache: MediaCache | None) -> MultiModalProcessor:
+    def _processor(self, cache: MediaCache | None, source: ItemSource | None) -> MultiModalProcessor:
         limits = ImageLimits(self.config.max_image_bytes, self.config.max_image_pixels)
-        return MultiModalProcessor(self.config.model, cache, self.media_pool, limits, self.config.max_uuid_length)
+        return MultiModalProcessor(
+            self.config.model, cache, self.media_pool, limits, self.config.max_uuid_length, source
+        )
 
     def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor, bounded: bool = True) -> Draft:
         media = media_of(request.messages)

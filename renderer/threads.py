@@ -12,6 +12,13 @@ Result = TypeVar("Result")
 
 # A thread that never comes (the pool is being closed) must not hold the others for ever.
 _GATHERING_TIMEOUT_S = 600.0
+_running = threading.local()
+
+
+def abandoned() -> bool:
+    """Whether the job that runs in this thread is awaited by nobody any more."""
+    left: threading.Event | None = getattr(_running, "left", None)
+    return left is not None and left.is_set()
 
 
 class WarmPool:
@@ -55,13 +62,15 @@ class WarmPool:
     ) -> Result:
         """Run `fn(*args)` in a thread and await its result.
 
-        Cancelling the awaiting task takes a job that waits for a thread out of the queue; one that runs goes on, and
-        `discard` gets the result that nobody awaits any more, in the thread that made it.
+        Cancelling the awaiting task takes a job that waits for a thread out of the queue; one that runs can ask whether
+        it is `abandoned`, and `discard` gets the result that nobody awaits any more, in the thread that made it.
         """
-        future = self._executor.submit(fn, *args)
+        left = threading.Event()
+        future = self._executor.submit(_run, left, fn, args)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
+            left.set()
             if not future.cancel() and discard is not None:
                 future.add_done_callback(lambda done: _hand_over(done, discard))
             raise
@@ -69,6 +78,14 @@ class WarmPool:
     def close(self) -> None:
         """Drop the jobs that wait, let the running ones end, take no more."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _run(left: threading.Event, fn: Callable[..., Result], args: tuple[Any, ...]) -> Result:
+    _running.left = left
+    try:
+        return fn(*args)
+    finally:
+        del _running.left
 
 
 def _hand_over(done: Future[Result], discard: Callable[[Result], object]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from renderer.caches import CacheStats, MediaCache, ProcessorCache, SenderCache
+from renderer.caches import CacheStats, MediaCache, ProcessedItem, ProcessorCache, SenderCache
 from renderer.conversation import ImagePart
 from renderer.errors import CacheMissError, MediaError, RequestError
 from renderer.media import MediaItem
@@ -19,6 +20,7 @@ from renderer.prompt import PlaceholderRange, PromptItem, Tensors
 from renderer.renderer import Renderer
 from renderer.threads import WarmPool
 from tests.renderer.builders import LIMITS, image_part, photo
+from tests.stack.helpers import wait_until
 
 DEADLINE_S = 20
 
@@ -239,3 +241,82 @@ def test_forgotten_names_are_unknown(pool: WarmPool, family: Watched) -> None:
     own.clear_names()
     with pytest.raises(CacheMissError):
         identified(own, ImagePart(uuid="mine"))
+
+
+class Elsewhere:
+    """A source that computes what it is told to, when it is told to, and keeps who asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[MediaItem, int]] = []
+        self.given: list[Future[ProcessedItem]] = []
+        self.entered = threading.Semaphore(0)
+
+    def compute(self, item: MediaItem, of: int, local: Callable[[], Future[ProcessedItem]]) -> Future[ProcessedItem]:
+        self.asked.append((item, of))
+        self.given.append(Future())
+        self.entered.release()
+        return self.given[-1]
+
+
+def test_a_source_computes_what_the_cache_lacks_and_the_cache_keeps_it(pool: WarmPool, family: Watched) -> None:
+    cache, source = ProcessorCache(10**8), Elsewhere()
+    own = MultiModalProcessor("model", cache, pool, LIMITS, 64, source)
+    parts = (image_part(), image_part(1), image_part())
+    items = identified(own, *parts, options={"max_pixels": 50176})
+    with ThreadPoolExecutor(1) as client:
+        result = client.submit(own.apply, items, family, None)
+        for _ in range(2):
+            assert source.entered.acquire(timeout=DEADLINE_S)
+        for (item, _), given in zip(source.asked, source.given, strict=True):
+            given.set_result(own.process(item, family))
+        assert [each.nbytes > 0 for each in result.result(DEADLINE_S)] == [True] * 3
+    assert [(item.index, of, dict(item.options)) for item, of in source.asked] == [
+        (0, 2, {"max_pixels": 50176}),
+        (1, 2, {"max_pixels": 50176}),
+    ]
+    own.apply(items, family, None)
+    assert (len(source.asked), cache.stats.hits, cache.stats.misses) == (2, 2, 2)
+
+
+def test_a_failing_source_fails_the_request_and_leaves_nothing_under_way(pool: WarmPool, family: Watched) -> None:
+    class Failing(Elsewhere):
+        def compute(self, item: MediaItem, of: int, local: Callable[[], Any]) -> Future[ProcessedItem]:
+            raise MediaError("no", item.index)
+
+    own = MultiModalProcessor("model", ProcessorCache(10**8), pool, LIMITS, 64, Failing())
+    for _ in range(2):
+        with pytest.raises(MediaError, match="image 0: no"):
+            own.apply(identified(own, image_part()), family, None)
+
+
+async def test_what_an_abandoned_request_alone_waits_for_is_cancelled(pool: WarmPool, family: Watched) -> None:
+    source = Elsewhere()
+    own = MultiModalProcessor("model", None, pool, LIMITS, 64, source)
+    items = identified(own, image_part(), image_part(1))
+    requests = WarmPool(2, "render")
+    leaving = asyncio.create_task(requests.run(own.apply, items, family, None))
+    for _ in range(2):
+        assert await asyncio.to_thread(source.entered.acquire, timeout=DEADLINE_S)
+    staying = asyncio.create_task(requests.run(own.apply, items[:1], family, None))
+    await asyncio.to_thread(wait_until, lambda: own.waiting(items[0]) == 2, DEADLINE_S, "both wait for the first")
+    leaving.cancel()
+    shared, unshared = sorted(zip(source.asked, source.given, strict=True), key=lambda pair: pair[0][0].index)
+    await asyncio.to_thread(wait_until, unshared[1].cancelled, 1, "the second is given up")
+    assert not shared[1].cancelled()
+    shared[1].set_result(own.process(items[0], family))
+    assert len(await staying) == 1
+    requests.close()
+
+
+async def test_an_abandoned_requests_own_items_do_not_keep_the_threads_busy(pool: WarmPool, family: Watched) -> None:
+    own, requests = processor(pool), WarmPool(1, "render")
+    family.go.clear()
+    task = asyncio.create_task(requests.run(own.apply, identified(own, *map(image_part, range(9))), family, None))
+    for _ in range(pool.size):
+        assert await asyncio.to_thread(family.entered.acquire, timeout=DEADLINE_S)
+    task.cancel()
+    await requests.run(int)
+    family.go.set()
+    await asyncio.to_thread(lambda: [pool.submit(int).result(DEADLINE_S) for _ in range(3)])
+    assert sum(family.processed.values()) == pool.size
+    requests.close()
