@@ -177,6 +177,8 @@ class ReplicaReport:
         first_request_s: How long the first one took.
         requests: How many came, by operation.
         caches: By name: `sender` (beside an engine), `processor` (of the readonly processor).
+        under_way: What is under way now. Of a router `<lane>_requests` and `<lane>_media_bytes`, of a replica that
+            renders `render_seconds` (of work), of an engine replica `sequences` and `prompt_tokens` that wait.
     """
 
     tier: TierName
@@ -192,6 +194,7 @@ class ReplicaReport:
     max_model_len: int | None = None
     caches: Mapping[str, CacheStats] = field(default_factory=dict)
     engine: EngineStats | None = None
+    under_way: Mapping[str, float] = field(default_factory=dict)
 
 
 def media_bytes(request: Rendering | str) -> int:

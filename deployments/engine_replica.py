@@ -12,6 +12,7 @@ from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, Gaug
 from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
 from deployments.config import EngineTierConfig
 from deployments.generation import ChoiceText, choice_params, deltas, merge
+from deployments.metrics import count, count_items, measured, metrics, observe_stages
 from deployments.records import Record
 from deployments.rendering import Clock, RenderOnly, rendered, warm_renderer
 from deployments.sampling import resolve
@@ -49,6 +50,7 @@ class EngineReplica(RenderOnly):
             await self.engine.close()
             raise
         record.warm()
+        record.tell(self.report)
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
         """Render a prompt on the engine path and stream its choices; `Started` comes with the first token.
@@ -72,11 +74,18 @@ class EngineReplica(RenderOnly):
                             clock.lap("first_token")
                             waiting.close()
                             served = Served(self.record.tier, self.record.replica, clock.seconds)
+                            self._count(prompts[0], clock, texts)
                             yield Started(served, len(prompts[0].token_ids), max(text.cached_tokens for text in texts))
                         yield delta
             finally:
                 for prompt in prompts:
                     _release(prompt)
+
+    def _count(self, prompt: RenderedPrompt, clock: Clock, texts: Sequence[ChoiceText]) -> None:
+        observe_stages(self.record.tier, clock.seconds)
+        count_items(self.record.tier, [prompt], True)
+        count(metrics().prompt_tokens, len(prompt.token_ids))
+        count(metrics().cached_tokens, max(text.cached_tokens for text in texts))
 
     @property
     def max_model_len(self) -> int:
@@ -85,7 +94,9 @@ class EngineReplica(RenderOnly):
 
     async def report(self) -> ReplicaReport:
         """This replica's record, its caches' and its engine's statistics."""
-        return self.record.report(self.max_model_len, self.caches, await self.engine.stats())
+        under_way = {"sequences": self._sequences.level, "prompt_tokens": self._prompt_tokens.level}
+        under_way["render_seconds"] = self.waiting.level
+        return self.record.report(self.max_model_len, self.caches, await self.engine.stats(), under_way)
 
     async def clear_mm_cache(self) -> None:
         """Empty the processors' caches, and with them what the engine holds."""
@@ -178,7 +189,7 @@ class EngineReplica(RenderOnly):
         self, prompt: RenderedPrompt, params: SamplingParams, request_id: str, prior: tuple[int, ...]
     ) -> AsyncGenerator[EngineOutput]:
         outputs = self.engine.generate(prompt, params, request_id=request_id, prior_output_ids=prior)
-        return cast(AsyncGenerator[EngineOutput], outputs)
+        return measured(cast(AsyncGenerator[EngineOutput], outputs))
 
 
 def _pinned_again(prompt: RenderedPrompt) -> RenderedPrompt:

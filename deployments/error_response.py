@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ logger = logging.getLogger("ray.serve.greenroom")
 
 INTERNAL = GreenroomError("internal error; the server's log has the details under this request's id")
 GONE = OverloadedError("the replica that served this request went away; try again")
+CLIENT_LEFT = 499
 HTTP_TYPES = {400: "BadRequestError", 404: "NotFoundError", 405: "MethodNotAllowedError"}
 
 
@@ -36,6 +38,13 @@ def translate(error: BaseException) -> GreenroomError:
             return GONE
         case _:
             return INTERNAL
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status that an error stands for; 499 where the client has left, which none is sent for."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return CLIENT_LEFT
+    return translate(error).status
 
 
 def error_body(error: GreenroomError) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from ray.exceptions import RayActorError
 
 from deployments.calls import Event, GenerateCall, Started
+from deployments.metrics import metrics
 from renderer.errors import EngineDeadError, EngineError, EngineStartingError
 
 logger = logging.getLogger("ray.serve.greenroom")
@@ -37,6 +38,7 @@ async def retried(work: Callable[[], Awaitable[T]], attempts: int) -> T:
         except Exception as error:
             if not is_lost(error):
                 raise
+            metrics().retries.inc(tags={"tier": "render"})
             logger.warning("a replica was lost in attempt %d of %d; trying another", attempt, attempts)
     return await work()
 
@@ -108,7 +110,16 @@ async def continued(
                 raise
             if not progress.is_finished():
                 progress.lost(error)
+                _count(progress)
                 await patience.wait(error)
+
+
+def _count(progress: Progress) -> None:
+    """One more attempt: a continuation where the client has seen a part of the answer."""
+    if progress.started is None:
+        metrics().retries.inc(tags={"tier": "engine"})
+    else:
+        metrics().continued_streams.inc()
 
 
 class _Patience:

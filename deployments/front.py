@@ -39,6 +39,7 @@ from deployments.calls import (
 from deployments.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.config import GreenroomConfig
 from deployments.generation import merge
+from deployments.metrics import metrics
 from deployments.schemas import (
     ChatBody,
     CompletionBody,
@@ -107,7 +108,18 @@ class Front:
             return self._admission.admit(Lane.GENERATION, media_bytes=body_bytes)
         both = self.config.router.overflow and self._tiers.render and self._tiers.engine is not None
         lanes = (Lane.RENDER, Lane.OVERFLOW) if both else (Lane.RENDER,)
-        return self._admission.admit(*lanes, media_bytes=body_bytes)
+        ticket = self._admission.admit(*lanes, media_bytes=body_bytes)
+        if ticket.lane is Lane.OVERFLOW:
+            metrics().overflow.inc()
+        return ticket
+
+    def under_way(self) -> dict[str, float]:
+        """Requests and bytes of media in each lane now."""
+        levels: dict[str, float] = {}
+        for lane in Lane:
+            now = self._admission.under_way(lane)
+            levels |= {f"{lane}_requests": now.requests, f"{lane}_media_bytes": now.media_bytes}
+        return levels
 
     async def understand_chat(self, data: Data, ticket: Ticket, request_id: str | None = None) -> ChatAsked:
         """Parse a chat body, off the event loop where it is large.

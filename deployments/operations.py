@@ -111,7 +111,7 @@ class Operations:
 
     async def report(self) -> ReplicaReport:
         """This replica's own record."""
-        return self.record.report()
+        return self.record.report(under_way=self.front.under_way())
 
     async def check_health(self) -> None:
         """That it answers is the check."""

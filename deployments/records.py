@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -14,6 +15,8 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from deployments.calls import ReplicaReport, TierName
+from deployments.error_response import status_of
+from deployments.metrics import metrics, sample
 from engine.protocol import EngineStats
 from renderer.caches import CacheStats
 
@@ -33,6 +36,7 @@ class Record:
         self._first_request_at: float | None = None
         self._first_request_s: float | None = None
         self._requests: Counter[str] = Counter()
+        self._telling: asyncio.Task[None] | None = None
 
     def add_steps(self, steps: Mapping[str, float]) -> None:
         """Seconds of warm-up steps, in the order in which they ran."""
@@ -43,23 +47,46 @@ class Record:
         self._warmup_ended_at = time.time()
         steps = ", ".join(f"{name} {seconds:.3f}s" for name, seconds in self._warmup_s.items())
         logger.info("%s replica %s is warm: %s", self.tier, self.replica, steps)
+        for step, seconds in self._warmup_s.items():
+            metrics().warmup.set(seconds, {"tier": self.tier, "step": step})
 
     @contextmanager
     def request(self, operation: str) -> Iterator[None]:
-        """Around the work for one request."""
+        """Around the work for one request, whose outcome is counted."""
         self._requests[operation] += 1
-        if self._first_request_at is not None:
-            yield
-            return
+        status = 200
+        try:
+            if self._first_request_at is not None:
+                yield
+            else:
+                with self._first_request():
+                    yield
+        except BaseException as error:
+            status = status_of(error)
+            raise
+        finally:
+            metrics().requests.inc(tags={"tier": self.tier, "operation": operation, "status": str(status)})
+
+    @contextmanager
+    def _first_request(self) -> Iterator[None]:
         self._first_request_at, begun = time.time(), time.perf_counter()
         yield
         self._first_request_s = time.perf_counter() - begun
+        metrics().first_request.set(self._first_request_s, {"tier": self.tier})
+        if self._warmup_ended_at is not None:
+            waited = self._first_request_at - self._warmup_ended_at
+            metrics().warm_to_first_request.set(waited, {"tier": self.tier})
+
+    def tell(self, report: Callable[[], Awaitable[ReplicaReport]]) -> None:
+        """Make metrics of the replica's totals and levels from now on."""
+        self._telling = asyncio.create_task(sample(report))
 
     def report(
         self,
         max_model_len: int | None = None,
         caches: Mapping[str, CacheStats] | None = None,
         engine: EngineStats | None = None,
+        under_way: Mapping[str, float] | None = None,
     ) -> ReplicaReport:
         return ReplicaReport(
             tier=self.tier,
@@ -75,6 +102,7 @@ class Record:
             max_model_len=max_model_len,
             caches=caches or {},
             engine=engine,
+            under_way=under_way or {},
         )
 
 

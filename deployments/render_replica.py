@@ -24,10 +24,12 @@ class RenderReplica(RenderOnly):
         record = Record("render")
         super().__init__(await warm_renderer(config.renderer, record), record)
         record.warm()
+        record.tell(self.report)
 
     async def report(self) -> ReplicaReport:
         """This replica's record and its caches' statistics."""
-        return self.record.report(self.renderer.max_model_len, self.caches)
+        under_way = {"render_seconds": self.waiting.level}
+        return self.record.report(self.renderer.max_model_len, self.caches, under_way=under_way)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: the work that waits here."""
@@ -47,10 +49,12 @@ class RenderIngress(Operations):
         self.replica = RenderOnly(await warm_renderer(config.render.renderer, record), record)
         super().__init__(Front(config, LocalBackend(self.replica)), record)
         record.warm()
+        record.tell(self.report)
 
     async def report(self) -> ReplicaReport:
         """This replica's record and its caches' statistics."""
-        return self.record.report(self.replica.renderer.max_model_len, self.replica.caches)
+        under_way = {"render_seconds": self.replica.waiting.level, **self.front.under_way()}
+        return self.record.report(self.replica.renderer.max_model_len, self.replica.caches, under_way=under_way)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: the work that waits here."""

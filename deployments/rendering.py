@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
 from deployments.calls import RenderCall, Rendering, Reply, Served, TokenizeCall, Tokenized
+from deployments.metrics import count_items, observe_stages
 from deployments.records import Record
 from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
@@ -111,11 +112,13 @@ class RenderOnly:
 
         with self.record.request(operation), self.waiting.under_way(seconds):
             value = await self.renderer.request_pool.run(timed)
+        observe_stages(self.record.tier, clock.seconds)
         return Reply(value, Served(self.record.tier, self.record.replica, clock.seconds))
 
     def _rendered(self, call: RenderCall, clock: Clock) -> tuple[RenderedPrompt, ...]:
         prompts = rendered(self.renderer, call.request, call.skip_mm_cache, call.tensors)
         clock.lap("render")
+        count_items(self.record.tier, prompts, call.tensors)
         return tuple(prompt.without_lease() for prompt in prompts)
 
     def _params(self, call: RenderCall, prompt: RenderedPrompt) -> SamplingParams:

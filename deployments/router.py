@@ -29,6 +29,7 @@ class Router(Operations):
         record.add_steps({"tiers": time.perf_counter() - begun})
         super().__init__(Front(config, backend), record)
         record.warm()
+        record.tell(self.report)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: the work that this router has for the tiers, wherever it is served."""

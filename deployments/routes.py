@@ -17,6 +17,7 @@ from deployments.auth import KeyRing
 from deployments.calls import ReplicaReport, Reply, Served
 from deployments.edge import Edge
 from deployments.error_response import add_error_handlers, error_event
+from deployments.metrics import metrics
 from deployments.tier import Operation, Tier
 from renderer.errors import SchemaError
 
@@ -206,5 +207,6 @@ async def _events(chunks: AsyncGenerator[Any], ticket: Ticket) -> AsyncGenerator
     except asyncio.CancelledError:
         raise
     except Exception as error:
+        metrics().broken_streams.inc()
         yield error_event(error)
     yield DONE

@@ -34,7 +34,7 @@ def cluster() -> Iterator[str]:
         port = probe.getsockname()[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
