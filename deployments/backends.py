@@ -100,8 +100,13 @@ class TierHandle:
         return self._variants[key]
 
     async def call(self, method: str, *arguments: Any, by_reference: bool) -> Any:
-        with own_errors():
-            return await self.variant(method, by_reference).remote(*arguments)
+        response = self.variant(method, by_reference).remote(*arguments)
+        try:
+            with own_errors():
+                return await response
+        except asyncio.CancelledError:
+            response.cancel()  # Serve does so only where it knows whose request the call belongs to
+            raise
 
     async def stream(self, method: str, argument: Any, by_reference: bool) -> AsyncGenerator[Any]:
         response = self.variant(method, by_reference, stream=True).remote(argument)

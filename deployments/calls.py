@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 from engine.protocol import EngineStats
 from renderer.caches import CacheStats
 from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
+from renderer.media import MediaItem
 
 T = TypeVar("T")
 Rendering = ChatRequest | CompletionRequest | TokensRequest
@@ -90,6 +91,14 @@ class TokenizeCall:
     request: str | ChatRequest
     add_special_tokens: bool = True
     token_strs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BorrowCall:
+    """Process one item for another replica, whose cache lacks it and decides alone what becomes of it."""
+
+    item: MediaItem
+    skip_mm_cache: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,7 @@ class ReplicaReport:
         first_request_at: None while none has come.
         first_request_s: How long the first one took.
         requests: How many came, by operation.
+        items: Items of this replica's requests, by where they were processed: see `Helpers.counts`.
         caches: By name: `sender` (beside an engine), `processor` (of the readonly processor).
         under_way: What is under way now. Of a router `<lane>_requests` and `<lane>_media_bytes`, of a replica that
             renders `render_seconds` (of work), of an engine replica `sequences` and `prompt_tokens` that wait.
@@ -193,6 +203,7 @@ class ReplicaReport:
     requests: Mapping[str, int]
     max_model_len: int | None = None
     caches: Mapping[str, CacheStats] = field(default_factory=dict)
+    items: Mapping[str, int] = field(default_factory=dict)
     engine: EngineStats | None = None
     under_way: Mapping[str, float] = field(default_factory=dict)
 

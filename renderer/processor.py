@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,19 @@ class MultiModalProcessor:
             return tuple(_awaited(found[item.cache_key], item) for item in items)
         finally:
             self._leave([job for job in found.values() if isinstance(job, _Job)])
+
+    def submit(self, item: MediaItem, family: Family) -> Future[ProcessedItem]:
+        """Begin what `apply` does for one item, with a cache that has no pins, and return at once.
+
+        Cancelling the future ends the wait for the item, and the work on it where nobody else waits.
+        """
+        found, mine = self._find(item, family, None, 1), Future[ProcessedItem]()
+        if isinstance(found, ProcessedItem):
+            mine.set_result(found)
+            return mine
+        found.item.add_done_callback(lambda done: _hand_on(done, mine))
+        mine.add_done_callback(lambda _: self._leave([found]))
+        return mine
 
     def process(self, item: MediaItem, family: Family) -> ProcessedItem:
         """Decode and process one item in this thread, beside any cache."""
@@ -234,6 +248,15 @@ def _awaited(found: ProcessedItem | _Job, item: MediaItem) -> ProcessedItem:
                 raise
             if abandoned():
                 raise CancelledError from None
+
+
+def _hand_on(done: Future[ProcessedItem], mine: Future[ProcessedItem]) -> None:
+    with suppress(InvalidStateError):  # it was cancelled
+        error = done.exception()
+        if error is None:
+            mine.set_result(done.result())
+        else:
+            mine.set_exception(error)
 
 
 def _missing(index: int) -> CacheMissError:

@@ -320,3 +320,29 @@ async def test_an_abandoned_requests_own_items_do_not_keep_the_threads_busy(pool
     await asyncio.to_thread(lambda: [pool.submit(int).result(DEADLINE_S) for _ in range(3)])
     assert sum(family.processed.values()) == pool.size
     requests.close()
+
+
+def test_one_item_can_be_asked_for_without_waiting(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    (item,) = identified(own, image_part())
+    family.go.clear()
+    futures = [own.submit(item, family) for _ in range(3)]
+    assert family.entered.acquire(timeout=DEADLINE_S)
+    assert futures[0].cancel()
+    assert own.waiting(item) == 2, "who leaves takes nothing from the others"
+    family.go.set()
+    first, second = (future.result(DEADLINE_S) for future in futures[1:])
+    assert first is second
+    assert own.submit(item, family).result(0) is first, "the cache has it"
+    assert list(family.processed.values()) == [1]
+
+
+def test_an_item_that_was_asked_for_alone_is_given_up_with_its_future(pool: WarmPool, family: Watched) -> None:
+    source = Elsewhere()
+    own = MultiModalProcessor("model", None, pool, LIMITS, 64, source)
+    (item,) = identified(own, image_part())
+    assert own.submit(item, family).cancel()
+    assert source.given[0].cancelled()
+    failing = own.submit(item, family)
+    source.given[1].set_exception(MediaError("it is corrupt", 0))
+    assert isinstance(failing.exception(DEADLINE_S), MediaError)
