@@ -14,6 +14,8 @@ from renderer.media import MediaItem
 T = TypeVar("T")
 Rendering = ChatRequest | CompletionRequest | TokensRequest
 TierName = Literal["router", "render", "engine"]
+# Of an image that is still to be fetched: a photograph of the web.
+UNFETCHED_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,11 @@ def media_bytes(request: Rendering | str) -> int:
 
 def text_bytes(request: Rendering | str) -> int:
     """An estimate of the bytes of everything in a request that becomes tokens, media apart; exact is not needed."""
+def expected_media_bytes(request: Rendering | str) -> int:
+    """What `media_bytes` will be once those that are named by an address are fetched: an estimate."""
+    return media_bytes(request) + UNFETCHED_BYTES * sum(image.is_remote for image in images(request))
+
+
     if isinstance(request, str):
         return 4 * len(request)
     if isinstance(request, TokensRequest):

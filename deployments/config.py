@@ -29,6 +29,7 @@ SHAPING_FIELDS = (
     "image_backend",
     "mm_processor_kwargs",
     "limit_mm_per_prompt",
+    "fetch",
     "max_image_bytes",
     "max_image_pixels",
     "trust_request_chat_template",

@@ -61,10 +61,16 @@ class EngineReplica(RenderOnly):
             EngineDeadError: The engine died; what was streamed is valid.
         """
         await self._check_engine()
-        with self.record.request("generate"), self._sequences.under_way(len(call.choices)), ExitStack() as waiting:
+        with self.record.request("generate"), self._sequences.under_way(len(call.choices)):
             clock = Clock()
-            prompts = await self._prompts(call)
-            clock.lap("render")
+            async with self._fetched(call, clock) as ready, aclosing(self._events(ready, clock)) as events:
+                async for event in events:
+                    yield event
+
+    async def _events(self, call: GenerateCall, clock: Clock) -> AsyncGenerator[Event]:
+        prompts = await self._prompts(call)
+        clock.lap("render")
+        with ExitStack() as waiting:
             waiting.enter_context(self._prompt_tokens.under_way(len(prompts[0].token_ids)))
             try:
                 texts = [self._text(call, choice, prompts[0]) for choice in call.choices]

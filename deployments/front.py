@@ -34,7 +34,7 @@ from deployments.calls import (
     Reply,
     SamplingRequest,
     TokenizeCall,
-    media_bytes,
+    expected_media_bytes,
 )
 from deployments.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.config import GreenroomConfig
@@ -194,7 +194,7 @@ class Front:
         body = await _off_loop(data, lambda: parse_tokenize(data))
         self._check_model(body.model)
         request: str | ChatRequest = await _off_loop(data, body.request)
-        ticket.resize(media_bytes(request))
+        ticket.resize(expected_media_bytes(request))
         special = isinstance(body, TokenizeChatBody) or body.add_special_tokens
         call = TokenizeCall(request, special, body.return_token_strs)
         reply = await self.backend.tokenize(self._choose(Operation.TOKENIZE, ticket).tier, call)
@@ -298,7 +298,7 @@ def _check_chat(body: ChatBody) -> None:
 
 
 def _sized(asked: Understood[BodyT, RequestT]) -> Understood[BodyT, RequestT]:
-    asked.ticket.resize(media_bytes(asked.request))
+    asked.ticket.resize(expected_media_bytes(asked.request))
     return asked
 
 

@@ -13,6 +13,8 @@ from renderer.media import data_url_bytes
 
 TEXT_TYPES = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 IMAGE_TYPES = frozenset({"image_url", "input_image"})
+REMOTE_SCHEMES = frozenset({"http", "https", "file"})
+MAX_SCHEME_CHARS = 8
 # What a message may carry beside role and content: only the chat template reads it.
 TEMPLATE_FIELDS = frozenset({"name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "refusal"})
 
@@ -44,12 +46,15 @@ def image_part(url: str | None, uuid: str | None, index: int) -> ImagePart:
     Raises:
         MediaError: The URL is not one that images are taken from, or its data is not base64.
     """
-    if url is None:
+    if not url:
         if uuid is None:
-            raise MediaError("has neither a URL nor a uuid", index)
+            raise MediaError("it has neither a URL nor a uuid", index)
         return ImagePart(uuid=uuid)
-    if url[:5].lower() != "data:":
-        raise MediaError("only data: URLs are supported", index)
+    scheme = url[:MAX_SCHEME_CHARS].partition(":")[0].lower()
+    if scheme in REMOTE_SCHEMES:
+        return ImagePart(url=url, uuid=uuid)
+    if scheme != "data":
+        raise MediaError("its URL must begin with data:, http:, https: or file:", index)
     return ImagePart(data=data_url_bytes(url, index), uuid=uuid)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
-from deployments.calls import RenderCall, Rendering, Reply, Served, TokenizeCall, Tokenized
+from deployments.calls import GenerateCall, RenderCall, Rendering, Reply, Served, TokenizeCall, Tokenized, images
 from deployments.metrics import count_items, observe_stages
 from deployments.records import Record
 from deployments.render_answers import ItemCodec, render_answer
@@ -23,10 +25,14 @@ from renderer.caches import CacheStats, MediaCache
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, CompletionRequest
 from renderer.prompt import RenderedPrompt
+from renderer.fetch import MediaFetcher
 from renderer.renderer import Renderer
+from renderer.remote_media import with_media
 
 T = TypeVar("T")
 
+CallT = TypeVar("CallT", RenderCall, TokenizeCall)
+MediaCallT = TypeVar("MediaCallT", RenderCall, TokenizeCall, GenerateCall)
 
 class Clock:
     """Seconds of the stages of one request, each from the end of the one before."""
@@ -42,34 +48,41 @@ class Clock:
 
 
 class RenderOnly:
-    """What a replica of either tier offers of its renderer; the work runs in the renderer's threads."""
+    """What a replica of either tier offers of its renderer; the work runs in the renderer's threads.
+
+    Images that a request names by their addresses are fetched here: the rules are kept in one place, and what is
+    fetched crosses to nobody else.
+    """
+
+    fetcher: MediaFetcher | None = None  # until the constructor has come to it
 
     def __init__(self, renderer: Renderer, record: Record) -> None:
         self.renderer = renderer
         self.record = record
         self._codec = ItemCodec(renderer.family.fields, renderer.float_type)
+        self.fetcher = MediaFetcher(renderer.config.fetch, renderer.config.max_image_bytes)
         self.waiting = Gauge()  # seconds of work
 
     async def render(self, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         """The prompts of a request, with tensors as numpy arrays where the call wants them."""
-        return await self._run("render", lambda clock: self._rendered(call, clock), call)
+        return await self._run("render", call, self._rendered)
 
     async def render_json(self, call: RenderCall) -> Reply[NDArray[np.uint8]]:
         """The HTTP answer to a render-only request: its bytes in an array, which crosses to the router uncopied."""
 
-        def work(clock: Clock) -> NDArray[np.uint8]:
+        def work(call: RenderCall, clock: Clock) -> NDArray[np.uint8]:
             prompts = self._rendered(call, clock)
             params = [self._params(call, prompt) for prompt in prompts]
             answer = render_answer(call, prompts, params, self._codec)
             clock.lap("write")
             return np.frombuffer(answer, np.uint8)
 
-        return await self._run("render", work, call)
+        return await self._run("render", call, work)
 
     async def tokenize(self, call: TokenizeCall) -> Reply[Tokenized]:
         """Token ids of a text, or of a conversation with its placeholders expanded; no pixel is touched."""
 
-        def work(clock: Clock) -> Tokenized:
+        def work(call: TokenizeCall, clock: Clock) -> Tokenized:
             if isinstance(call.request, str):
                 ids = tuple(self.renderer.tokenize(call.request, call.add_special_tokens))
             else:
@@ -78,17 +91,20 @@ class RenderOnly:
             clock.lap("render")
             return Tokenized(ids, None if pieces is None else tuple(pieces), self.renderer.max_model_len)
 
-        return await self._run("tokenize", work, call)
+        return await self._run("tokenize", call, work)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> Reply[str]:
         """The text of token ids, special tokens included."""
 
-        def work(clock: Clock) -> str:
+        clock = Clock()
+
+        def work() -> str:
             text = self.renderer.detokenize(token_ids)
             clock.lap("render")
             return text
 
-        return await self._run("detokenize", work)
+        with self.record.request("detokenize"):
+            return await self._in_thread(work, clock, SECONDS_PER_REQUEST)
 
     async def clear_mm_cache(self) -> None:
         """Empty the processors' caches."""
@@ -100,23 +116,42 @@ class RenderOnly:
         named = {"sender": self.renderer.mm_processor.cache, "processor": self.renderer.readonly_mm_processor.cache}
         return {name: cache.stats for name, cache in named.items() if cache is not None}
 
-    async def _run(
-        self, operation: str, work: Callable[[Clock], T], call: RenderCall | TokenizeCall | None = None
-    ) -> Reply[T]:
+    def __del__(self) -> None:
+        # Called by Serve on the replica's event loop, once the last request has ended.
+        if self.fetcher is not None:
+            self.fetcher.close()
+
+    async def _run(self, operation: str, call: CallT, work: Callable[[CallT, Clock], T]) -> Reply[T]:
+        """The result of `work` on a call, whose media are fetched before it takes a thread."""
         clock = Clock()
-        seconds = SECONDS_PER_REQUEST if call is None else call_seconds(call, headers=True)
+        with self.record.request(operation):
+            async with self._fetched(call, clock) as ready:
+                return await self._in_thread(lambda: work(ready, clock), clock, call_seconds(ready, headers=True))
 
         def timed() -> T:
+    async def _in_thread(self, work: Callable[[], T], clock: Clock, seconds: float) -> Reply[T]:
             clock.lap("queue")
-            return work(clock)
+            return work()
 
-        with self.record.request(operation), self.waiting.under_way(seconds):
+        with self.waiting.under_way(seconds):
             value = await self.renderer.request_pool.run(timed)
         observe_stages(self.record.tier, clock.seconds)
         return Reply(value, Served(self.record.tier, self.record.replica, clock.seconds))
 
     def _rendered(self, call: RenderCall, clock: Clock) -> tuple[RenderedPrompt, ...]:
         prompts = rendered(self.renderer, call.request, call.skip_mm_cache, call.tensors)
+    @asynccontextmanager
+    async def _fetched(self, call: MediaCallT, clock: Clock) -> AsyncIterator[MediaCallT]:
+        """The call with the bytes of its media; what can be refused without them is refused before."""
+        request = call.request
+        if self.fetcher is None or isinstance(request, str) or not any(image.is_remote for image in images(request)):
+            yield call
+            return
+        self.renderer.check(request)
+        async with with_media(request, self.fetcher) as filled:
+            clock.lap("fetch")
+            yield replace(call, request=filled)
+
         clock.lap("render")
         count_items(self.record.tier, prompts, call.tensors)
         return tuple(prompt.without_lease() for prompt in prompts)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from deployments.autoscaling import PIXELS_PER_BYTE, render_seconds
-from deployments.calls import RenderCall, Rendering, TokenizeCall, images, media_bytes, text_bytes
-from renderer.conversation import CompletionRequest, ImagePart
+from deployments.calls import RenderCall, Rendering, TokenizeCall, expected_media_bytes, images, text_bytes
+from renderer.conversation import CompletionRequest
 from renderer.errors import MediaError
 from renderer.image import ImageLimits, read_header
 
@@ -33,16 +31,16 @@ def request_seconds(request: Rendering | str, decoded: bool = True, headers: boo
     """
     return render_seconds(
         requests=len(request.prompts) if isinstance(request, CompletionRequest) else 1,
-        pixels=_pixels(images(request), headers) if decoded else 0,
-        media_bytes=media_bytes(request),
+        pixels=_pixels(request, headers) if decoded else 0,
+        media_bytes=expected_media_bytes(request),
         characters=text_bytes(request) // BYTES_PER_CHARACTER,
     )
 
 
-def _pixels(parts: Sequence[ImagePart], headers: bool) -> int:
-    data = [part.data for part in parts if part.data is not None]
+def _pixels(request: Rendering | str, headers: bool) -> int:
     if not headers:
-        return PIXELS_PER_BYTE * sum(map(len, data))
+        return PIXELS_PER_BYTE * expected_media_bytes(request)
+    data = [part.data for part in images(request) if part.data is not None]
     read = [_header_pixels(each) for each in data[:HEADERS_READ]]
     return sum(read) * len(data) // max(1, len(read))
 

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from renderer.fetch_config import FetchConfig
+
 MIB = 1024 * 1024
 
 
@@ -26,7 +28,8 @@ class RendererConfig(BaseModel):
     )
     mm_processor_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the image processor.")
     limit_mm_per_prompt: dict[Literal["image"], int] = Field({"image": 64}, description="Items of one request.")
-    max_image_bytes: int = Field(32 * MIB, ge=1, description="Of one encoded image.")
+    fetch: FetchConfig = Field(FetchConfig(), description="Images that are named by an address.")
+    max_image_bytes: int = Field(32 * MIB, ge=1, description="Of one encoded image, fetched or sent.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Of one decoded image.")
     max_uuid_length: int = Field(256, ge=1)
     trust_request_chat_template: bool = False

@@ -91,7 +91,7 @@ class Renderer:
         Raises:
             RequestError: A prompt cannot be rendered as it is.
         """
-        validate.completion(request, self.max_model_len)
+        self.check(request)
         processor = self._choose(skip_mm_cache)
         return tuple(self._finish(self._draft_prompt(prompt, request), processor) for prompt in request.prompts)
 
@@ -128,17 +128,21 @@ class Renderer:
             return self._draft_chat(request, processor, bounded=False).prompt()
         return self._draft_tokens(request, processor).prompt()
 
-    def layout(self, request: ChatRequest | TokensRequest) -> RenderedPrompt:
-        """The rendered prompt without tensors, from the images' headers: no pixel is decoded. Its length is not
-        checked.
+    def check(self, request: ChatRequest | CompletionRequest | TokensRequest) -> None:
+        """Refuse what can be refused without the request's media, before these are fetched.
 
         Raises:
-            RequestError: The request cannot be rendered as it is.
+            RequestError: Naming the field.
         """
-        processor = self.readonly_mm_processor
+        if isinstance(request, CompletionRequest):
+            validate.completion(request, self.max_model_len)
+            return
         if isinstance(request, ChatRequest):
-            return self._draft_chat(request, processor, bounded=False).prompt()
-        return self._draft_tokens(request, processor).prompt()
+            validate.chat(request, self.config, self.max_model_len)
+        else:
+            validate.tokens(request, self.config)
+        media = media_of(request.messages) if isinstance(request, ChatRequest) else request.media
+        validate.media(media, self.modalities, self.config, self.family.max_items)
 
     def text(self, request: ChatRequest) -> str:
         """What the chat template makes of messages, with one placeholder an image.
@@ -218,9 +222,8 @@ class Renderer:
         )
 
     def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor, bounded: bool = True) -> Draft:
+        self.check(request)
         media = media_of(request.messages)
-        validate.chat(request, self.config, self.max_model_len)
-        validate.media(media, self.modalities, self.config, self.family.max_items)
         limited = bounded and request.truncate_prompt_tokens is None
         token_ids = self._tokens(self.text(request), request.add_special_tokens, limited)
         draft = self._encode(token_ids, "messages", media, request, processor)
@@ -240,8 +243,7 @@ class Renderer:
         return draft.truncated(limit, request.truncation_side)
 
     def _draft_tokens(self, request: TokensRequest, processor: MultiModalProcessor) -> Draft:
-        validate.tokens(request, self.config)
-        validate.media(request.media, self.modalities, self.config, self.family.max_items)
+        self.check(request)
         return self._encode(request.token_ids, "token_ids", request.media, request, processor)
 
     def _tokens(self, text: str, add_special_tokens: bool, limited: bool) -> list[int]:

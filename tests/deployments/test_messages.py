@@ -33,6 +33,13 @@ def test_plain_content_stays_as_it_is(content: str | None) -> None:
         ({"type": "image_url", "image_url": {"url": URL}, "uuid": 7}, ImagePart(b"picture", uuid="7")),
         ({"type": "image_url", "image_url": None, "uuid": "u"}, ImagePart(uuid="u")),
         ({"type": "image_url", "image_url": URL.replace("data", "DATA", 1)}, ImagePart(b"picture")),
+        ({"type": "image_url", "image_url": {"url": ""}, "uuid": "u"}, ImagePart(uuid="u")),
+        ({"type": "image_url", "image_url": "https://a.test/b"}, ImagePart(url="https://a.test/b")),
+        (
+            {"type": "image_url", "image_url": "HTTP://a.test/b", "uuid": "u"},
+            ImagePart(url="HTTP://a.test/b", uuid="u"),
+        ),
+        ({"type": "image_url", "image_url": {"url": "file:///a/b"}}, ImagePart(url="file:///a/b")),
     ],
 )
 def test_every_form_of_a_part(part: dict[str, Any], expected: TextPart | ImagePart) -> None:
@@ -51,6 +58,8 @@ def test_every_form_of_a_part(part: dict[str, Any], expected: TextPart | ImagePa
         ({"type": "image_url", "image_url": 5}, SchemaError, "messages.0.content.0.image_url"),
         ({"type": "image_url", "image_url": None}, MediaError, "image_url"),
         ({"type": "image_url", "image_url": "ftp://a/b.png"}, MediaError, "image_url"),
+        ({"type": "image_url", "image_url": "/a/b.png"}, MediaError, "image_url"),
+        ({"type": "image_url", "image_url": {"url": ""}}, MediaError, "image_url"),
     ],
 )
 def test_a_part_that_is_none_is_named(part: dict[str, Any], error: type[Exception], param: str | None) -> None:
