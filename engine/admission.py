@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.grammar import Grammar, Grammars, require
 from engine.messages import Submit
 from engine.model import Model
 from engine.protocol import SamplingParams
@@ -22,14 +21,17 @@ _SMALLEST, _LARGEST = 1e-9, 1e9
 class Admission:
     """Raises ConfigError where the configured length does not fit the model or its blocks."""
 
-    def __init__(self, config: EngineConfig, model: Model, grammars: Grammars | None) -> None:
+    def __init__(self, config: EngineConfig, model: Model) -> None:
         self._model = model
-        self._grammars = grammars
         self._block_size = config.block_size
         self.max_model_len = _model_len(config.max_model_len, model.max_positions, model.num_blocks * config.block_size)
 
     def admit(self, message: Submit, tensors: Sequence[Tensors]) -> Request:
-        """Raises RequestError for a request that can never be served."""
+        """The request, without its grammar.
+
+        Raises:
+            RequestError: It can never be served.
+        """
         prompt, prior, params = message.token_ids, message.prior_output_ids, message.params
         total = len(prompt) + params.max_tokens
         self._check_params(params)
@@ -54,7 +56,7 @@ class Admission:
             delta=delta,
             cache_salt=message.cache_salt,
             seed=new_seed(params),
-            grammar=self._grammar(message),
+            grammar=None,
             block_table=np.zeros(self._blocks_for(total), dtype=np.int32),
         )
 
@@ -105,11 +107,6 @@ class Admission:
             raise RequestError(f"item {index}: {error}", error.param) from error
         if embeds != place.num_embeds:
             raise RequestError(f"item {index} has {embeds} embeddings and stands where {place.num_embeds} belong")
-
-    def _grammar(self, message: Submit) -> Grammar | None:
-        if message.params.structured is None:
-            return None
-        return require(self._grammars).start(message.params.structured, message.prior_output_ids.tolist())
 
     def _blocks_for(self, tokens: int) -> int:
         """Blocks for all but the last token, whose keys and values nobody reads."""

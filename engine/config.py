@@ -14,6 +14,9 @@ class EngineConfig(BaseModel):
 
     model: str = Field(description="Path of a local checkpoint, or a hub id.")
     revision: str | None = None
+    weights: str | None = Field(
+        None, description="Path of another checkpoint of the same shape, whose weights take the place of the model's."
+    )
     backend: Literal["transformers"] = "transformers"
     device: str = Field("auto", description="auto: cuda where there is one, else cpu.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: float32 on the CPU.")

@@ -11,20 +11,22 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import torch
 
 from engine.channel import Channel
 from engine.config import EngineConfig
-from engine.messages import Ready, StartFailed, ToCore
+from engine.messages import Compiled, Ready, StartFailed, ToCore
 from engine.warmup import warm_up
-from engine.worker import Worker
+from engine.worker import Work, Worker
 from renderer.errors import EngineError, GreenroomError
 
 logger = logging.getLogger("greenroom.engine.core")
 
 PR_SET_PDEATHSIG = 1
+Inbox = queue.SimpleQueue[ToCore | Compiled]
 
 
 def main(descriptor: int) -> None:
@@ -34,10 +36,10 @@ def main(descriptor: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s -- %(message)s")
     channel = Channel(socket.socket(fileno=descriptor))
     config = cast(EngineConfig, channel.receive())
-    inbox: queue.SimpleQueue[ToCore] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), name="reader", daemon=True).start()
     try:
-        worker, ready = _start(config)
+        worker, ready = _start(config, inbox)
     except Exception as error:
         logger.exception("the core cannot start")
         unknown = EngineError(f"the engine core cannot start: {error!r}")
@@ -47,16 +49,21 @@ def main(descriptor: int) -> None:
     _serve(worker, channel, inbox)
 
 
-def _start(config: EngineConfig) -> tuple[Worker, Ready]:
+def _start(config: EngineConfig, inbox: Inbox) -> tuple[Worker, Ready]:
     torch.set_num_threads(config.threads)
     started = time.perf_counter()
-    worker = Worker(config)
+    beside = ThreadPoolExecutor(1, thread_name_prefix="beside")
+
+    def run_beside(work: Work) -> None:
+        beside.submit(lambda: inbox.put(work()))
+
+    worker = Worker(config, run_beside)
     seconds = {"load": time.perf_counter() - started} | warm_up(worker)
     logger.info("warm after %s", ", ".join(f"{step} {took:.3f}s" for step, took in seconds.items()))
     return worker, Ready(worker.admission.max_model_len, seconds)
 
 
-def _serve(worker: Worker, channel: Channel, inbox: queue.SimpleQueue[ToCore]) -> None:
+def _serve(worker: Worker, channel: Channel, inbox: Inbox) -> None:
     """Steps while there is work, messages between them; waits for messages where there is none."""
     while True:
         while not worker.scheduler.has_work or not inbox.empty():
@@ -72,7 +79,7 @@ def _send(channel: Channel, message: object | None) -> None:
         channel.send(message)
 
 
-def _read(channel: Channel, inbox: queue.SimpleQueue[ToCore]) -> None:
+def _read(channel: Channel, inbox: Inbox) -> None:
     """Pass messages on; when the engine is gone, so is its core, whatever it is doing."""
     try:
         while True:

@@ -8,9 +8,10 @@ import itertools
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -109,6 +110,16 @@ class EmbeddedEngine:
         """Empty all caches. An item that a request has pinned goes when it is unpinned."""
         await self._call("reset_cache")
 
+    async def reload(self, path: str | None) -> None:
+        """See `engine.protocol.Engine`. A core that starts later has these weights too."""
+
+        def keep(reloaded: Future[EngineStats]) -> None:
+            """Runs in the keeper's thread, before it could start another core."""
+            if reloaded.exception() is None:
+                self.config = self.config.model_copy(update={"weights": path})
+
+        await self._call("reload", path, keep)
+
     async def close(self) -> None:
         """End the core; streams that still run end with EngineDeadError."""
         self._closed.set()
@@ -140,17 +151,25 @@ class EmbeddedEngine:
             if known and not stream.ended and self._serving:
                 self._tell(Abort((key,), silent=True))
 
-    async def _call(self, operation: str) -> EngineStats:
+    async def _call(
+        self,
+        operation: Literal["stats", "reset_cache", "reload"],
+        weights: str | None = None,
+        done: Callable[[Future[EngineStats]], None] | None = None,
+    ) -> EngineStats:
         future: Future[EngineStats] = Future()
+        future.set_running_or_notify_cancel()  # who no longer waits cannot cancel what the core answers all the same
+        if done is not None:
+            future.add_done_callback(done)
         with self._order:
             self._check_serving()
             number = next(self._keys)
             self._calls[number] = future
+            drop: tuple[str, ...] = ()
             if operation == "reset_cache":
                 self.sender_cache.clear_cache()
-                self._tell(Call(number, "reset_cache", self.sender_cache.commit(()).drop))
-            else:
-                self._tell(Call(number, "stats"))
+                drop = self.sender_cache.commit(()).drop
+            self._tell(Call(number, operation, drop, weights))
         return await asyncio.wrap_future(future)
 
     def _tell(self, message: ToCore) -> None:
@@ -196,7 +215,11 @@ class EmbeddedEngine:
             case Outputs():
                 self._deliver(message)
             case Reply():
-                self._calls.pop(message.number).set_result(message.stats)
+                future = self._calls.pop(message.number)
+                if message.error is None:
+                    future.set_result(message.stats)
+                else:
+                    future.set_exception(message.error)
             case Ready():
                 with self._order:
                     self._restarts += self._ready is not None

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grammar import Grammar
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from renderer.caches import Submission
 from renderer.errors import GreenroomError
@@ -50,14 +51,27 @@ class Call:
 
     Attributes:
         drop: Items that the receiver drops (`reset_cache`): those of the sender cache that nobody has pinned.
+        weights: Path of the checkpoint whose weights to take (`reload`); None for the model's own.
     """
 
     number: int
-    operation: Literal["stats", "reset_cache"]
+    operation: Literal["stats", "reset_cache", "reload"]
     drop: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 ToCore = Submit | Abort | Call
+
+# Within the core.
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The grammar of a request that waited for it, or why there is none."""
+
+    key: int
+    result: Grammar | GreenroomError
+
 
 # From the core.
 
@@ -89,8 +103,11 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """`error`: why what was asked for was not done."""
+
     number: int
     stats: EngineStats
+    error: GreenroomError | None = None
 
 
 FromCore = Ready | StartFailed | Outputs | Reply

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoImageProcessor
 
 from engine.attention import PAGED, KVPool, KVShape, PagedBatch, Prefill, SingleTokens
 from engine.blocks import NULL_BLOCK
 from engine.config import EngineConfig
-from engine.families import Family, find_family
+from engine.families import find_family
 from engine.graphs import DecodeGraphs, DecodeInputs
 from engine.scheduler import Chunk
+from engine.weights import load_weights, replace_weights
 from renderer.errors import ConfigError
 from renderer.prompt import Tensors
 
@@ -31,7 +31,7 @@ class Model:
         family = find_family(hf_config)
         text = hf_config.get_text_config()
         _check_attention(text)
-        model = _load_weights(config, family, self.dtype).to(self.device).eval()
+        model = self._model = load_weights(config, family, self.dtype).to(self.device).eval()
         self.family = family(model, _load_processor(config) if family.takes_images else None)
         self._decoder = model.get_decoder()
         self._decoder.config._attn_implementation = PAGED
@@ -47,6 +47,14 @@ class Model:
             raise ConfigError(f"kv_cache_bytes={config.kv_cache_bytes} has no room for a block beside the empty one")
         self._graphs: DecodeGraphs | None = None
         self._pool = KVPool(shape, self.num_blocks + 1, config.block_size, self.device)
+
+    def reload(self, path: str, revision: str | None = None) -> None:
+        """Take the weights of another checkpoint of the same shape. Memory and captured graphs stay.
+
+        Raises:
+            RequestError: There is none at this path; nothing is changed.
+        """
+        replace_weights(self._model, path, type(self.family), revision)
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Tensors]) -> list[torch.Tensor]:
@@ -183,15 +191,6 @@ def _load_config(config: EngineConfig) -> Any:
         return AutoConfig.from_pretrained(config.model, revision=config.revision)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the configuration of {config.model}: {error}") from error
-
-
-def _load_weights(config: EngineConfig, family: type[Family], dtype: torch.dtype) -> Any:
-    transformers.utils.logging.disable_progress_bar()
-    auto = AutoModelForImageTextToText if family.takes_images else AutoModelForCausalLM
-    try:
-        return auto.from_pretrained(config.model, revision=config.revision, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load the weights of {config.model}: {error}") from error
 
 
 def _load_processor(config: EngineConfig) -> Any:

@@ -139,4 +139,18 @@ class Engine(Protocol):
     async def reset_cache(self) -> None:
         """Empty the receiver, encoder and prefix caches, and the sender cache with them."""
 
+    async def reload(self, path: str | None) -> None:
+        """Take the weights of another checkpoint of the same shape, in an engine that has no requests.
+
+        What was computed with the old ones (encoder and prefix caches) is forgotten, processed items are kept.
+
+        Args:
+            path: A local folder; None for the model's own weights.
+
+        Raises:
+            RequestError: There are none that fit; the old ones stay.
+            EngineError: It has requests.
+            NotSupportedError: This engine cannot.
+        """
+
     async def close(self) -> None: ...

@@ -122,6 +122,13 @@ class RemoteEngine:
                 if await self._pool.post(server, path, None) == httpx.codes.NOT_FOUND:
                     raise NotSupportedError("the remote engine does not let its caches be emptied")
 
+    async def reload(self, path: str | None) -> None:
+        """
+        Raises:
+            NotSupportedError: Always; the servers' weights are their operator's.
+        """
+        raise NotSupportedError("a remote engine does not take other weights")
+
     async def close(self) -> None:
         """Close all connections; streams that still run end with EngineDeadError."""
         await self._pool.close()

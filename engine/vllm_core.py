@@ -89,6 +89,17 @@ class VllmCore:
             await self.llm.pause_generation(mode="keep", clear_cache=True)
             await self.llm.resume_generation()
 
+    async def reload(self, path: str) -> None:
+        """Take the weights of another checkpoint, and forget what was computed with the old ones.
+
+        Raises:
+            EngineError: vLLM cannot; it may have taken a part of them.
+        """
+        with own_errors():
+            await self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+            await self.llm.reset_encoder_cache()
+            await self.llm.reset_prefix_cache()
+
     async def close(self) -> None:
         await asyncio.to_thread(self.llm.shutdown)
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from engine.continuation import Continuation, continued
@@ -16,7 +17,7 @@ from engine.vllm_adapter import engine_input, engine_output, is_failed, vllm_par
 from engine.vllm_config import VllmEngineConfig
 from engine.vllm_core import VllmCore, own_errors
 from engine.vllm_mirror import SentItem, VllmSenderCache
-from renderer.errors import EngineStartingError, GreenroomError, OverloadedError, RequestError
+from renderer.errors import EngineError, EngineStartingError, GreenroomError, OverloadedError, RequestError
 from renderer.prompt import RenderedPrompt
 
 logger = logging.getLogger("greenroom.engine")
@@ -52,6 +53,7 @@ class VllmEngine:
         self._core: VllmCore | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._counters = EngineStats()
+        self._weights: str | None = None
 
     @property
     def max_model_len(self) -> int:
@@ -122,6 +124,17 @@ class VllmEngine:
             await self._serving().clear_caches()
             self.sender_cache.clear_cache()
 
+    async def reload(self, path: str | None) -> None:
+        """See `engine.protocol.Engine`. A vLLM that is started later has these weights too."""
+        core = self._serving()
+        if core.unfinished:
+            raise EngineError(f"weights cannot change under {core.unfinished} requests")
+        if path is not None and not await asyncio.to_thread(Path(path).is_dir):
+            raise RequestError(f"there is no checkpoint at {path}", "path")
+        async with self._order:
+            await core.reload(path or self.config.model)
+        self._weights = path
+
     async def close(self) -> None:
         """End vLLM; streams that still run end with EngineDeadError."""
         if self._keeper is not None:
@@ -189,6 +202,8 @@ class VllmEngine:
 
     async def _begin(self) -> None:
         core = await VllmCore.start(self.config)
+        if self._weights is not None:
+            await core.reload(self._weights)
         self.sender_cache.reset()
         if not core.can_mirror:
             self.sender_cache.disable()

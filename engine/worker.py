@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,8 +14,8 @@ from engine.admission import Admission
 from engine.blocks import BlockPool
 from engine.config import EngineConfig
 from engine.encoder_cache import EncoderCache
-from engine.grammar import load_grammars
-from engine.messages import Abort, Call, Outputs, Reply, Submit, ToCore
+from engine.grammar import load_grammars, require
+from engine.messages import Abort, Call, Compiled, Outputs, Reply, Submit, ToCore
 from engine.model import Model
 from engine.protocol import EngineOutput, EngineStats, FinishReason, TokenLogprobs
 from engine.receiver import ReceiverCache
@@ -32,14 +32,23 @@ logger = logging.getLogger("greenroom.engine.worker")
 _CPU_TOKENS, _DEVICE_TOKENS = 256, 2048
 
 
-class Worker:
-    """The model, its caches and its requests."""
+Work = Callable[[], Compiled]
 
-    def __init__(self, config: EngineConfig) -> None:
+
+class Worker:
+    """The model, its caches and its requests.
+
+    Args:
+        beside: Runs slow work in another thread and has its result handled here afterwards; None: it is done at once.
+    """
+
+    def __init__(self, config: EngineConfig, beside: Callable[[Work], None] | None = None) -> None:
         self.config = config
         self.model = Model(config)
-        grammars = load_grammars(config.model, config.revision, self.model.vocab_size, self.model.eos_ids)
-        self.admission = Admission(config, self.model, grammars)
+        self.admission = Admission(config, self.model)
+        self._beside = beside
+        self._grammars = load_grammars(config.model, config.revision, self.model.vocab_size, self.model.eos_ids)
+        self._waiting_for_grammar: set[int] = set()
         self.pool = BlockPool(self.model.num_blocks)
         self.receiver = ReceiverCache()
         self.encoder_cache = EncoderCache(config.encoder_cache_bytes)
@@ -56,14 +65,14 @@ class Worker:
         return replace(
             counted,
             running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
+            waiting=len(self.scheduler.waiting) + len(self._waiting_for_grammar),
             receiver_items=len(self.receiver),
             receiver_bytes=self.receiver.bytes,
             blocks_used=self.pool.used,
             blocks_total=self.pool.num_blocks,
         )
 
-    def handle(self, message: ToCore) -> Reply | None:
+    def handle(self, message: ToCore | Compiled) -> Reply | None:
         """Obey one message; return the answer that it asks for."""
         match message:
             case Submit():
@@ -71,10 +80,10 @@ class Worker:
             case Abort():
                 for key in message.keys:
                     self._abort(key, message.silent)
+            case Compiled():
+                self._compiled(message)
             case Call():
-                if message.operation == "reset_cache":
-                    self.reset_cache(message.drop)
-                return Reply(message.number, self.stats)
+                return self._call(message)
         return None
 
     def step(self) -> None:
@@ -113,8 +122,30 @@ class Worker:
         self.encoder_cache.clear()
         self.pool.clear_prefixes()
 
+    def reload(self, path: str | None) -> None:
+        """Take other weights, and forget what was computed with the old ones. Processed items stay.
+
+        Raises:
+            EngineError: There are requests, whose keys and values the old weights made.
+            RequestError: The weights cannot be taken; the old ones stay.
+        """
+        if self.requests:
+            raise EngineError(f"weights cannot change under {len(self.requests)} requests")
+        self.model.reload(path or self.config.model, None if path else self.config.revision)
+        self.reset_cache(())
+
     def reset_counters(self) -> None:
         self._counters.clear()
+
+    def _call(self, message: Call) -> Reply:
+        try:
+            if message.operation == "reset_cache":
+                self.reset_cache(message.drop)
+            if message.operation == "reload":
+                self.reload(message.weights)
+        except GreenroomError as error:
+            return Reply(message.number, self.stats, error)
+        return Reply(message.number, self.stats)
 
     def _submit(self, message: Submit) -> None:
         self._count(requests=1)
@@ -126,11 +157,49 @@ class Worker:
             self._failures.append((message.key, error))
             return
         self._count(prompt_tokens=request.num_prompt)
+        self.requests[request.key] = request
+        if message.params.structured is None:
+            self._start(request)
+        else:
+            self._waiting_for_grammar.add(request.key)
+            self._compile(request.key, message.params.structured, request.output_ids.tolist())
+
+    def _compiled(self, message: Compiled) -> None:
+        """Start a request whose grammar is there, if it has not been aborted meanwhile."""
+        request = self.requests.get(message.key)
+        if request is None or message.key not in self._waiting_for_grammar:
+            return
+        self._waiting_for_grammar.discard(message.key)
+        if isinstance(message.result, GreenroomError):
+            self._failures.append((message.key, message.result))
+            del self.requests[message.key]
+            return
+        request.grammar = message.result
+        self._start(request)
+
+    def _compile(self, key: int, schema: dict[str, Any], prior_output_ids: Sequence[int]) -> None:
+        """A large schema takes as long as many steps: it is compiled beside them, where there is a thread for it."""
+
+        def work() -> Compiled:
+            try:
+                return Compiled(key, require(self._grammars).start(schema, prior_output_ids))
+            except GreenroomError as error:
+                return Compiled(key, error)
+            except Exception:
+                logger.exception("a JSON schema cannot be compiled")
+                return Compiled(key, EngineError("the JSON schema cannot be compiled"))
+
+        if self._beside is None:
+            self._compiled(work())
+        else:
+            self._beside(work)
+
+    def _start(self, request: Request) -> None:
         reason, stop = self._finish_reason(request) if request.num_outputs else (None, None)
         if reason is not None:
-            self._outputs.append((message.key, EngineOutput((), reason, stop)))
+            self._outputs.append((request.key, EngineOutput((), reason, stop)))
+            del self.requests[request.key]
             return
-        self.requests[request.key] = request
         self.scheduler.add(request)
 
     def _abort(self, key: int, silent: bool) -> None:
@@ -166,7 +235,7 @@ class Worker:
         tensors = [items[0].tensors for items in step.encode.values()]
         self._count(encoder_runs=len(tensors))
         try:
-            return list(self.model.encode(tensors)) if tensors else []
+            return [_sound(features) for features in self.model.encode(tensors)] if tensors else []
         except torch.AcceleratorError:
             raise
         except Exception:
@@ -175,7 +244,7 @@ class Worker:
 
     def _encode_one(self, tensors: Tensors) -> torch.Tensor | None:
         try:
-            return self.model.encode([tensors])[0]
+            return _sound(self.model.encode([tensors])[0])
         except torch.AcceleratorError:
             raise
         except Exception:
@@ -212,7 +281,10 @@ class Worker:
 
     def _end(self, request: Request) -> None:
         del self.requests[request.key]
-        self.scheduler.remove(request)
+        if request.key in self._waiting_for_grammar:
+            self._waiting_for_grammar.discard(request.key)
+        else:
+            self.scheduler.remove(request)
 
     def _fail(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -221,3 +293,8 @@ class Worker:
 
     def _count(self, **counts: int) -> None:
         self._counters.update(counts)
+
+
+def _sound(features: torch.Tensor) -> torch.Tensor | None:
+    """None for what is no number: in the blocks it would spread to whoever gets them next, through their masks."""
+    return features if bool(torch.isfinite(features).all()) else None

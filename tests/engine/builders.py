@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,18 @@ def engine_config(path: Path, **changes: Any) -> EngineConfig:
         "max_model_len": 1024,
     }
     return EngineConfig.model_validate(small | changes)
+
+
+def with_other_weights(path: Path, folder: Path) -> Path:
+    """A checkpoint of the same architecture, its weights in another order, written to `folder`."""
+    shutil.copytree(path, folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter[torch.randperm(len(parameter), generator=generator)])
+    model.save_pretrained(folder)
+    return folder
 
 
 def lend(prompt: RenderedPrompt, cache: SenderCache) -> RenderedPrompt:

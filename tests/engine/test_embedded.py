@@ -9,6 +9,7 @@ import random
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -23,12 +24,13 @@ from renderer.errors import (
     ConfigError,
     ContextLengthError,
     EngineDeadError,
+    EngineError,
     EngineStartingError,
     RequestError,
 )
 from renderer.prompt import RenderedPrompt
 from tests.checkpoints import checkpoint
-from tests.engine.builders import GREEDY, Picture, Text, engine_config, lab, lend
+from tests.engine.builders import GREEDY, Lab, Picture, Text, engine_config, lab, lend, with_other_weights
 
 FAMILY = "qwen2_5_vl"
 LONG = dataclasses.replace(GREEDY, max_tokens=900)
@@ -300,6 +302,96 @@ async def test_a_killed_core_ends_its_streams_at_once_and_comes_back_warm(engine
     assert stats.restarts == 1
     assert "decode_16" in stats.warmup_s
     assert not core.is_running()
+
+
+async def test_reloaded_weights_answer_as_generate_does_and_nothing_is_sent_again(
+    engine: EmbeddedEngine, tmp_path: Path
+) -> None:
+    other = with_other_weights(checkpoint(FAMILY), tmp_path / "other")
+    prompt = lab(FAMILY).prompt(Text(5, 80), Picture(80), Text(5, 81))
+    before, after = lab(FAMILY).alone(prompt, 10), Lab(other).alone(prompt, 10)
+    assert before != after
+    assert await answer(engine, lend(prompt, engine.sender_cache)) == before
+    first = await idle_stats(engine)
+    outputs = stream(engine, lab(FAMILY).prompt(Text(5, 82)))
+    await anext(outputs)
+    with pytest.raises(EngineError, match="requests"):
+        await engine.reload(str(other))
+    await outputs.aclose()
+    await idle_stats(engine)
+    with pytest.raises(RequestError, match="nowhere"):
+        await engine.reload(str(tmp_path / "nowhere"))
+    await engine.reload(str(other))
+    assert await answer(engine, lend(prompt, engine.sender_cache)) == after
+    second = await engine.stats()
+    assert second.tensors_received == first.tensors_received
+    assert second.encoder_runs == first.encoder_runs + 1
+    (core,) = core_processes()
+    os.kill(core.pid, signal.SIGKILL)
+    await until(lambda: serves(engine, restarts=2))
+    assert await answer(engine, lend(prompt, engine.sender_cache)) == after
+    await engine.reload(None)
+    assert await answer(engine, lend(prompt, engine.sender_cache)) == before
+
+
+async def serves(engine: EmbeddedEngine, restarts: int) -> bool:
+    return (await engine.stats()).restarts == restarts
+
+
+async def test_a_question_that_nobody_waits_for_any_more_does_the_engine_no_harm(engine: EmbeddedEngine) -> None:
+    asking = asyncio.create_task(engine.stats())
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    prompt = lab(FAMILY).prompt(Text(5, 83))
+    assert await answer(engine, prompt) == lab(FAMILY).alone(prompt, 10)
+    assert (await engine.stats()).restarts == 2
+
+
+def large_schema() -> dict[str, object]:
+    """Takes half a second to compile."""
+    entries = {
+        f"key{place}": {
+            "type": "object",
+            "properties": {
+                f"part{part}": {"enum": [f"{place}-{part}-{end}" for end in range(60)]} for part in range(12)
+            },
+            "additionalProperties": False,
+        }
+        for place in range(80)
+    }
+    return {"type": "object", "properties": entries, "additionalProperties": False}
+
+
+async def test_a_large_schema_stalls_nobody(engine: EmbeddedEngine) -> None:
+    outputs = stream(engine, lab(FAMILY).prompt(Text(5, 84)))
+    await anext(outputs)
+    asked = dataclasses.replace(GREEDY, structured=large_schema(), max_tokens=4)
+    structured = engine.generate(lab(FAMILY).prompt(Text(5, 85)), asked, request_id="structured")
+    first = asyncio.ensure_future(anext(structured))
+    decoded = 0
+    while not first.done():
+        decoded += len((await anext(outputs)).token_ids)
+    assert decoded > 10
+    assert len((await first).token_ids) > 0
+    await outputs.aclose()
+    await cast(AsyncGenerator[EngineOutput], structured).aclose()
+
+
+async def test_a_request_can_be_aborted_while_its_schema_is_compiled(engine: EmbeddedEngine) -> None:
+    asked = dataclasses.replace(GREEDY, structured={**large_schema(), "title": "another"})
+    first = asyncio.ensure_future(
+        anext(engine.generate(lab(FAMILY).prompt(Text(5, 86)), asked, request_id="structured"))
+    )
+    await until(lambda: is_waiting(engine))
+    await engine.abort("structured")
+    assert (await first).finish_reason == "abort"
+    assert (await idle_stats(engine)).blocks_used == 0
+
+
+async def is_waiting(engine: EmbeddedEngine) -> bool:
+    return (await engine.stats()).waiting == 1
 
 
 def core_processes() -> list[psutil.Process]:

@@ -99,7 +99,7 @@ def test_output_that_breaks_the_schema_cannot_be_continued(rig: Rig) -> None:
 
 def test_without_a_tokenizer_structured_output_is_refused_and_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(Worker(engine_config(checkpoint(FAMILY))))
-    monkeypatch.setattr(rig.worker.admission, "_grammars", None)
+    monkeypatch.setattr(rig.worker, "_grammars", None)
     key = rig.submit(lab(FAMILY).prompt(Text(5)), STRUCTURED)
     assert type(rig.failures[key]) is NotSupportedError
     assert rig.answers(lab(FAMILY).prompt(Text(5)))

@@ -179,6 +179,21 @@ def test_an_item_that_cannot_be_encoded_ends_only_the_requests_that_have_it(monk
     assert rig.worker.stats.blocks_used == 0
 
 
+def test_embeddings_that_are_no_numbers_reach_no_blocks() -> None:
+    """In a block they would spread, through the mask, to the next request that gets it."""
+    rig = rig_of()
+    sick = lab(FAMILY).prompt(Text(4), Picture(3), Text(4, 1))
+    tensors = {name: tensor.copy() for name, tensor in (sick.items[0].tensors or {}).items()}
+    tensors["pixel_values"].reshape(-1)[0] = float("nan")
+    sick = dataclasses.replace(sick, items=(dataclasses.replace(sick.items[0], tensors=tensors),))
+    others = [lab(FAMILY).prompt(Text(9, seed)) for seed in range(3)]
+    keys = [rig.submit(prompt) for prompt in (sick, *others)]
+    rig.run()
+    assert isinstance(rig.failures[keys[0]], EngineError)
+    assert [tuple(rig.tokens[key]) for key in keys[1:]] == [lab(FAMILY).alone(prompt, 10) for prompt in others]
+    assert rig.worker.stats.blocks_used == 0
+
+
 def test_a_step_that_fails_ends_its_requests_and_leaves_no_false_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = rig_of()
     prompt = lab(FAMILY).prompt(Text(50, 30))
