@@ -215,13 +215,13 @@ def media_bytes(request: Rendering | str) -> int:
     return sum(len(image.data) for image in images(request) if image.data is not None)
 
 
-def text_bytes(request: Rendering | str) -> int:
-    """An estimate of the bytes of everything in a request that becomes tokens, media apart; exact is not needed."""
 def expected_media_bytes(request: Rendering | str) -> int:
     """What `media_bytes` will be once those that are named by an address are fetched: an estimate."""
     return media_bytes(request) + UNFETCHED_BYTES * sum(image.is_remote for image in images(request))
 
 
+def text_bytes(request: Rendering | str) -> int:
+    """An estimate of the bytes of everything in a request that becomes tokens, media apart; exact is not needed."""
     if isinstance(request, str):
         return 4 * len(request)
     if isinstance(request, TokensRequest):

@@ -24,15 +24,15 @@ from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, MediaCache
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, CompletionRequest
-from renderer.prompt import RenderedPrompt
 from renderer.fetch import MediaFetcher
-from renderer.renderer import Renderer
+from renderer.prompt import RenderedPrompt
 from renderer.remote_media import with_media
+from renderer.renderer import Renderer
 
 T = TypeVar("T")
-
 CallT = TypeVar("CallT", RenderCall, TokenizeCall)
 MediaCallT = TypeVar("MediaCallT", RenderCall, TokenizeCall, GenerateCall)
+
 
 class Clock:
     """Seconds of the stages of one request, each from the end of the one before."""
@@ -59,8 +59,8 @@ class RenderOnly:
     def __init__(self, renderer: Renderer, record: Record) -> None:
         self.renderer = renderer
         self.record = record
-        self._codec = ItemCodec(renderer.family.fields, renderer.float_type)
         self.fetcher = MediaFetcher(renderer.config.fetch, renderer.config.max_image_bytes)
+        self._codec = ItemCodec(renderer.family.fields, renderer.float_type)
         self.waiting = Gauge()  # seconds of work
 
     async def render(self, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
@@ -128,8 +128,8 @@ class RenderOnly:
             async with self._fetched(call, clock) as ready:
                 return await self._in_thread(lambda: work(ready, clock), clock, call_seconds(ready, headers=True))
 
-        def timed() -> T:
     async def _in_thread(self, work: Callable[[], T], clock: Clock, seconds: float) -> Reply[T]:
+        def timed() -> T:
             clock.lap("queue")
             return work()
 
@@ -138,8 +138,6 @@ class RenderOnly:
         observe_stages(self.record.tier, clock.seconds)
         return Reply(value, Served(self.record.tier, self.record.replica, clock.seconds))
 
-    def _rendered(self, call: RenderCall, clock: Clock) -> tuple[RenderedPrompt, ...]:
-        prompts = rendered(self.renderer, call.request, call.skip_mm_cache, call.tensors)
     @asynccontextmanager
     async def _fetched(self, call: MediaCallT, clock: Clock) -> AsyncIterator[MediaCallT]:
         """The call with the bytes of its media; what can be refused without them is refused before."""
@@ -152,6 +150,8 @@ class RenderOnly:
             clock.lap("fetch")
             yield replace(call, request=filled)
 
+    def _rendered(self, call: RenderCall, clock: Clock) -> tuple[RenderedPrompt, ...]:
+        prompts = rendered(self.renderer, call.request, call.skip_mm_cache, call.tensors)
         clock.lap("render")
         count_items(self.record.tier, prompts, call.tensors)
         return tuple(prompt.without_lease() for prompt in prompts)
