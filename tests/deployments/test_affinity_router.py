@@ -172,7 +172,7 @@ def toys() -> Iterator[Toys]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ours = not ray.is_initialized()
     if ours:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         serve.start(proxy_location="Disabled")
     yield Toys()
     serve.delete("affinity")

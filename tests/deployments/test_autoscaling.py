@@ -287,7 +287,7 @@ def test_a_policy_runs_in_a_controller_that_imports_nothing_of_ours(name: str, a
 def serving() -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         serve.start(proxy_location="Disabled")
     yield
     serve.delete("scaling")
