@@ -38,6 +38,7 @@ class ChatChoice:
     logprobs: Mapping[str, Any] | None
     finish_reason: str
     stop_reason: int | str | None
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class ChatCompletion:
     choices: tuple[ChatChoice, ...]
     usage: Usage
     object: str = "chat.completion"
+    prompt_logprobs: Any = None
+    kv_transfer_params: Mapping[str, Any] | None = None
     service_tier: None = None
     system_fingerprint: None = None
 

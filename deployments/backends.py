@@ -12,6 +12,8 @@ from ray.exceptions import RayActorError
 
 from deployments.autoscaling import ENGINE_SEQUENCES, RENDER_SECONDS, SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
+    DerenderCall,
+    Derendered,
     Event,
     GenerateCall,
     RenderCall,
@@ -43,6 +45,8 @@ BY_VALUE_BYTES = 3 * 1024 * 1024
 # What a prompt's answer may take: JSON spells a token in at most 8 bytes, and an image stands for up to 16,000 of them.
 ANSWER_BYTES_PER_TEXT_BYTE = 8
 ANSWER_BYTES_PER_IMAGE = 128 * 1024
+# One token's, the likeliest ones in its place included.
+BYTES_PER_LOGPROBS = 1024
 
 
 class Backend(Protocol):
@@ -55,6 +59,8 @@ class Backend(Protocol):
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]: ...
 
     async def detokenize(self, tier: Tier, token_ids: tuple[int, ...]) -> Reply[str]: ...
+
+    async def derender(self, tier: Tier, call: DerenderCall) -> Reply[tuple[Derendered, ...]]: ...
 
     def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
         """The events of a generation, whatever happens to the replica that began it."""
@@ -153,6 +159,12 @@ class HandleBackend:
         reply: Reply[str] = await self._pure(tier, "detokenize", token_ids, by_reference)
         return reply
 
+    async def derender(self, tier: Tier, call: DerenderCall) -> Reply[tuple[Derendered, ...]]:
+        tokens = sum(8 * len(output.token_ids) + BYTES_PER_LOGPROBS * len(output.logprobs) for output in call.outputs)
+        by_reference = crosses_by_reference(tokens, 2 * tokens)
+        reply: Reply[tuple[Derendered, ...]] = await self._pure(tier, "derender", call, by_reference)
+        return reply
+
     def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
         engine = self._tiers[Tier.ENGINE]
         size = media_bytes(call.request) + text_bytes(call.request)
@@ -220,6 +232,9 @@ class LocalBackend:
 
     async def detokenize(self, tier: Tier, token_ids: tuple[int, ...]) -> Reply[str]:
         return await self._replica.detokenize(token_ids)
+
+    async def derender(self, tier: Tier, call: DerenderCall) -> Reply[tuple[Derendered, ...]]:
+        return await self._replica.derender(call)
 
     def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
         raise NotSupportedError("this deployment only renders")

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
-from engine.protocol import EngineStats
+from engine.protocol import EngineStats, TokenLogprobs
 from renderer.caches import CacheStats
 from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
+from renderer.detokenizer import DetokenizerState
 from renderer.media import MediaItem
 
 T = TypeVar("T")
@@ -108,6 +109,41 @@ class Tokenized:
     token_ids: tuple[int, ...]
     token_strs: tuple[str, ...] | None
     max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTokens:
+    """An engine's output, or what a chunk adds to it, to become text.
+
+    Attributes:
+        prompt_tail: The last tokens of the prompt: they decide how the output's first ones are spelled.
+        finished: Whether nothing comes after it.
+        state: Where the text of the chunks before it ended; None for the first one.
+    """
+
+    token_ids: tuple[int, ...]
+    prompt_tail: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finished: bool = True
+    state: DetokenizerState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DerenderCall:
+    """Make text of outputs; `stream`: they are chunks, and the next ones will want to go on."""
+
+    outputs: tuple[OutputTokens, ...]
+    skip_special_tokens: bool = True
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Derendered:
+    """The text of one output, and where it ended for the chunk after it."""
+
+    text: str
+    logprobs: tuple[LogprobEntry, ...] = ()
+    state: DetokenizerState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,9 @@ import asyncio
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel
 
 from deployments.admission import Admission, Lane, Ticket
 from deployments.affinity import affinity_key
@@ -38,11 +36,13 @@ from deployments.calls import (
 )
 from deployments.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.config import GreenroomConfig
+from deployments.derender import DerenderAnswer, parse_derender
 from deployments.generation import merge
 from deployments.metrics import metrics
 from deployments.schemas import (
     ChatBody,
     CompletionBody,
+    Data,
     DetokenizeBody,
     RenderChatBody,
     StreamOptions,
@@ -58,7 +58,6 @@ from renderer.prompt import RenderedPrompt
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=RenderChatBody | CompletionBody)
 RequestT = TypeVar("RequestT", bound=Rendering)
-Data = bytes | Mapping[str, Any] | BaseModel
 
 # Parsing more than this holds the event loop for longer than a thread costs.
 INLINE_BYTES = 64 * 1024
@@ -208,6 +207,13 @@ class Front:
         tier = self._choose(Operation.DETOKENIZE, ticket).tier
         reply = await self.backend.detokenize(tier, tuple(body.tokens))
         return Reply(DetokenizeAnswer(reply.value), reply.served)
+
+    async def derender(self, data: Data, ticket: Ticket, chat: bool) -> Reply[DerenderAnswer]:
+        """The OpenAI answer to what an engine generated, or its next chunk where the body says `stream`."""
+        body = await _off_loop(data, lambda: parse_derender(data, chat))
+        self._check_model(body.model)
+        reply = await self.backend.derender(self._choose(Operation.DERENDER, ticket).tier, body.call())
+        return Reply(body.answer(reply.value, self._model(body.model)), reply.served)
 
     async def models(self) -> ModelList:
         """The names that requests may use. `max_model_len` is what the replicas say, null while none runs."""

@@ -18,9 +18,11 @@ from deployments.answers import (
 )
 from deployments.backends import TierHandle
 from deployments.calls import ReplicaReport
-from deployments.front import Data, Front
+from deployments.derender import DerenderAnswer
+from deployments.front import Front
 from deployments.records import Record
 from deployments.routes import http_app
+from deployments.schemas import Data
 from deployments.tier import Operation
 from renderer.prompt import RenderedPrompt
 
@@ -92,6 +94,16 @@ class Operations:
         """The text of `tokens`."""
         with self.record.request("detokenize"), self.front.admit(Operation.DETOKENIZE) as ticket:
             return (await self.front.detokenize(body, ticket)).value
+
+    async def derender_chat(self, body: Data) -> DerenderAnswer:
+        """The chat completion that an engine's `generate_response` is, or the chunk that its `generate_chunk` is."""
+        with self.record.request("derender"), self.front.admit(Operation.DERENDER) as ticket:
+            return (await self.front.derender(body, ticket, chat=True)).value
+
+    async def derender_completion(self, body: Data) -> DerenderAnswer:
+        """See `derender_chat`."""
+        with self.record.request("derender"), self.front.admit(Operation.DERENDER) as ticket:
+            return (await self.front.derender(body, ticket, chat=False)).value
 
     async def models(self) -> ModelList:
         """The names that requests may use."""

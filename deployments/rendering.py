@@ -14,11 +14,23 @@ import torch
 from numpy.typing import NDArray
 
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
-from deployments.calls import GenerateCall, RenderCall, Rendering, Reply, Served, TokenizeCall, Tokenized, images
+from deployments.calls import (
+    DerenderCall,
+    Derendered,
+    GenerateCall,
+    RenderCall,
+    Rendering,
+    Reply,
+    Served,
+    TokenizeCall,
+    Tokenized,
+    images,
+)
 from deployments.metrics import count_items, observe_stages
 from deployments.records import Record
 from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
+from deployments.texts import derendered
 from deployments.work import call_seconds
 from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, MediaCache
@@ -104,6 +116,18 @@ class RenderOnly:
             return text
 
         with self.record.request("detokenize"):
+            return await self._in_thread(work, clock, SECONDS_PER_REQUEST)
+
+    async def derender(self, call: DerenderCall) -> Reply[tuple[Derendered, ...]]:
+        """The texts of outputs, or of chunks of them."""
+        clock = Clock()
+
+        def work() -> tuple[Derendered, ...]:
+            texts = derendered(self.renderer, call)
+            clock.lap("derender")
+            return texts
+
+        with self.record.request("derender"):
             return await self._in_thread(work, clock, SECONDS_PER_REQUEST)
 
     async def clear_mm_cache(self) -> None:

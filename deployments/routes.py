@@ -104,6 +104,18 @@ def render_routes(operations: Operations) -> APIRouter:
             timer = Timer()
             return _json(await front.detokenize(await _body(request), ticket), timer)
 
+    @router.post("/v1/chat/completions/derender")
+    async def derender_chat(request: Request) -> Response:
+        with operations.record.request("derender"), front.admit(Operation.DERENDER, _length(request)) as ticket:
+            timer = Timer()
+            return _json(await front.derender(await _body(request), ticket, chat=True), timer)
+
+    @router.post("/v1/completions/derender")
+    async def derender_completion(request: Request) -> Response:
+        with operations.record.request("derender"), front.admit(Operation.DERENDER, _length(request)) as ticket:
+            timer = Timer()
+            return _json(await front.derender(await _body(request), ticket, chat=False), timer)
+
     return router
 
 

@@ -17,6 +17,7 @@ from renderer.conversation import ChatRequest, CompletionRequest
 from renderer.errors import RequestError, SchemaError, UnsupportedFieldError
 
 BodyT = TypeVar("BodyT", bound="Body")
+Data = bytes | Mapping[str, Any] | BaseModel
 TokenId = Annotated[int, Field(ge=0)]
 MAX_ERRORS = 10
 MAX_TOP_LOGPROBS = 20
@@ -338,7 +339,7 @@ class DetokenizeBody(Body):
     tokens: list[Annotated[int, Field(ge=0, le=2**63 - 1)]]
 
 
-def parse(kind: type[BodyT], data: bytes | Mapping[str, Any] | BaseModel) -> BodyT:
+def parse(kind: type[BodyT], data: Data) -> BodyT:
     """A body out of its JSON, or out of what a handle's caller gave: a dict or a pydantic object of the same fields.
 
     Raises:
@@ -348,20 +349,25 @@ def parse(kind: type[BodyT], data: bytes | Mapping[str, Any] | BaseModel) -> Bod
     if isinstance(data, kind):
         return data
     try:
-        return kind.model_validate(_loaded(data))
+        return kind.model_validate(loaded(data))
     except ValidationError as error:
         raise _schema_error(error) from error
 
 
-def parse_tokenize(data: bytes | Mapping[str, Any] | BaseModel) -> TokenizeTextBody | TokenizeChatBody:
+def parse_tokenize(data: Data) -> TokenizeTextBody | TokenizeChatBody:
     """See `parse`."""
-    loaded = _loaded(data)
-    if isinstance(loaded, Mapping) and loaded.get("messages") is not None:
-        return parse(TokenizeChatBody, loaded)
-    return parse(TokenizeTextBody, loaded)
+    given = loaded(data)
+    if isinstance(given, Mapping) and given.get("messages") is not None:
+        return parse(TokenizeChatBody, given)
+    return parse(TokenizeTextBody, given)
 
 
-def _loaded(data: bytes | Mapping[str, Any] | BaseModel) -> Any:
+def loaded(data: Data) -> Any:
+    """What a body's bytes spell, or a body that a handle's caller gave, as plain objects.
+
+    Raises:
+        SchemaError: It is not JSON.
+    """
     if isinstance(data, BaseModel):
         return data.model_dump(exclude_none=True)
     try:

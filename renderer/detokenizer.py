@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from renderer.tokenizer import Tokenizer
 
 # Tokens of the prompt that decide how the output's first ones are spelled (SentencePiece: a leading blank).
-_CONTEXT_TOKENS = 6
+CONTEXT_TOKENS = 6
 _HALF_CHARACTER = "\ufffd"
 # A character is spread over 4 tokens at most. So many without a whole one are no text, and are not waited for.
-_MAX_PENDING_TOKENS = 16
+MAX_PENDING_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DetokenizerState:
+    """What another detokenizer needs to go on where one without stop strings is.
+
+    Attributes:
+        context: Tokens whose text is final, which the next ones are decoded after.
+        pending: Tokens whose text is not.
+    """
+
+    context: tuple[int, ...]
+    pending: tuple[int, ...] = ()
 
 
 class IncrementalDetokenizer:
@@ -50,10 +65,27 @@ class IncrementalDetokenizer:
         self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
         # Tokens whose text is final, which the next ones are decoded after, and tokens whose text is not yet.
-        self._context = list(prompt_token_ids[-_CONTEXT_TOKENS:])
+        self._context = list(prompt_token_ids[-CONTEXT_TOKENS:])
         self._context_text = self._decode(self._context)
         self._pending: list[int] = []
         self._held_back = ""
+
+    @property
+    def state(self) -> DetokenizerState:
+        """Where it is: a few tokens, however long the output."""
+        return DetokenizerState(tuple(self._context), tuple(self._pending))
+
+    @classmethod
+    def resumed(cls, tokenizer: Tokenizer, state: DetokenizerState, skip_special_tokens: bool) -> Self:
+        """A detokenizer that goes on where another one was.
+
+        Raises:
+            RequestError: A token id is no 32-bit unsigned number.
+        """
+        detokenizer = cls(tokenizer, skip_special_tokens=skip_special_tokens)
+        detokenizer._context, detokenizer._pending = list(state.context), list(state.pending)
+        detokenizer._context_text = detokenizer._decode(state.context)
+        return detokenizer
 
     def feed(self, token_ids: Iterable[int]) -> str:
         """Take tokens; return the text that they make final."""
@@ -81,7 +113,7 @@ class IncrementalDetokenizer:
         """Text of the pending tokens once it ends in a whole character, else nothing."""
         text = self._decode(self._context + self._pending)
         new = text[len(self._context_text) :]
-        must_flush = at_end or len(self._pending) >= _MAX_PENDING_TOKENS
+        must_flush = at_end or len(self._pending) >= MAX_PENDING_TOKENS
         if not must_flush and (not new or new.endswith(_HALF_CHARACTER)):
             return ""
         self._context, self._pending = self._pending, []

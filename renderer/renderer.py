@@ -10,7 +10,7 @@ from renderer.caches import MediaCache, ProcessorCache
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest, ImagePart, TokensRequest
-from renderer.detokenizer import IncrementalDetokenizer
+from renderer.detokenizer import DetokenizerState, IncrementalDetokenizer
 from renderer.draft import Draft
 from renderer.families import choose_family
 from renderer.foreign import receive
@@ -191,6 +191,14 @@ class Renderer:
             include_stop_str_in_output=include_stop_str_in_output,
             min_tokens=min_tokens,
         )
+
+    def resumed_detokenizer(self, state: DetokenizerState, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
+        """A detokenizer that goes on where another one was, maybe in another process.
+
+        Raises:
+            RequestError: A token id is no 32-bit unsigned number.
+        """
+        return IncrementalDetokenizer.resumed(self.tokenizer, state, skip_special_tokens)
 
     def warmup(self) -> WarmupReport:
         """Make every thread serve its first request as fast as its hundredth; leave no trace in any cache.

@@ -1,0 +1,42 @@
+"""Token ids of outputs become text on a renderer."""
+
+from __future__ import annotations
+
+from deployments.calls import DerenderCall, Derendered, LogprobEntry, OutputTokens
+from engine.protocol import TokenLogprobs
+from renderer.errors import ContextLengthError
+from renderer.renderer import Renderer
+
+
+def derendered(renderer: Renderer, call: DerenderCall) -> tuple[Derendered, ...]:
+    """The texts of a call's outputs, in their order.
+
+    Raises:
+        ContextLengthError: An output has more tokens than the model's length.
+        RequestError: A token id is no 32-bit unsigned number.
+    """
+    return tuple(_derendered(renderer, output, call) for output in call.outputs)
+
+
+def _derendered(renderer: Renderer, output: OutputTokens, call: DerenderCall) -> Derendered:
+    if len(output.token_ids) > renderer.max_model_len:
+        raise ContextLengthError(
+            f"an output has {len(output.token_ids)} tokens, the model's length is {renderer.max_model_len}", "token_ids"
+        )
+    if output.state is None:
+        detokenizer = renderer.detokenizer(output.prompt_tail, skip_special_tokens=call.skip_special_tokens)
+    else:
+        detokenizer = renderer.resumed_detokenizer(output.state, call.skip_special_tokens)
+    text = detokenizer.feed(output.token_ids)
+    if output.finished or not call.stream:
+        text += detokenizer.finish()
+    logprobs = tuple(_entry(renderer, each) for each in output.logprobs)
+    return Derendered(text, logprobs, detokenizer.state if call.stream else None)
+
+
+def _entry(renderer: Renderer, each: TokenLogprobs) -> LogprobEntry:
+    def spelled(token_id: int) -> str:
+        return renderer.detokenize((token_id,))
+
+    top = tuple(LogprobEntry(spelled(token_id), logprob) for token_id, logprob in each.top)
+    return LogprobEntry(spelled(each.token_id), each.logprob, top)
