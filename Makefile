@@ -38,6 +38,9 @@ serve: $(STAMP)  ## Serve in the foreground until Ctrl-C (MODEL=path or hub id, 
 test: $(STAMP)  ## Run the test suite (ARGS='-k name' to choose)
 	$(BIN)/python -m pytest $(ARGS)
 
+test-cuda: $(STAMP)  ## Test the embedded engine on this machine's GPU
+	$(BIN)/python -m pytest -m cuda tests/cuda $(ARGS)
+
 test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environment)
 	GREENROOM_PEER="$(PEER)" $(BIN)/python -m pytest -m peer --timeout 1200 $(ARGS)
 

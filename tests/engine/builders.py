@@ -69,8 +69,10 @@ Part = Text | Picture
 class Lab:
     """One checkpoint: prompts for it and the answers of plain transformers."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.path = path
+        self.device = device
+        self.dtype = dtype
         self.config = AutoConfig.from_pretrained(path)
         self.has_images = hasattr(self.config, "vision_config")
         self._alone: dict[tuple[Any, ...], tuple[int, ...]] = {}
@@ -88,7 +90,7 @@ class Lab:
     @functools.cached_property
     def model(self) -> Any:
         auto = AutoModelForImageTextToText if self.has_images else AutoModelForCausalLM
-        model = auto.from_pretrained(self.path, dtype=torch.float32).eval()
+        model = auto.from_pretrained(self.path, dtype=self.dtype).to(self.device).eval()
         model.generation_config = GenerationConfig()  # generate() falls back on the checkpoint's penalties and ends
         return model
 
@@ -108,10 +110,10 @@ class Lab:
         return RenderedPrompt(tuple(ids), tuple(items), salt)
 
     def alone(self, prompt: RenderedPrompt, count: int) -> tuple[int, ...]:
-        """Greedy tokens of `model.generate` for this request alone, float32."""
+        """Greedy tokens of `model.generate` for this request alone."""
         known = (prompt.token_ids, tuple(item.cache_key for item in prompt.items), count)
         if known not in self._alone:
-            ids = torch.tensor([prompt.token_ids])
+            ids = torch.tensor([prompt.token_ids], device=self.device)
             settings = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
             output = self.model.generate(
                 input_ids=ids,
@@ -121,6 +123,14 @@ class Lab:
             )
             self._alone[known] = tuple(output[0, ids.shape[1] :].tolist())
         return self._alone[known]
+
+    @torch.inference_mode()
+    def scores(self, prompt: RenderedPrompt, output: Sequence[int]) -> torch.Tensor:
+        """float32 [tokens, vocabulary]: plain transformers' logits for each token of an output."""
+        ids = torch.tensor([[*prompt.token_ids, *output[:-1]]], device=self.device)
+        inputs = self._model_inputs(prompt, ids)
+        logits: torch.Tensor = self.model(input_ids=ids, use_cache=False, **inputs).logits[0, -len(output) :]
+        return logits.float()
 
     def _text(self, part: Text) -> list[int]:
         low, high = 20, min(250, self.config.get_text_config().vocab_size)
@@ -147,7 +157,7 @@ class Lab:
     def _model_inputs(self, prompt: RenderedPrompt, ids: torch.Tensor) -> dict[str, Any]:
         if not prompt.items:
             return {}
-        tensors = [_torch(item.tensors or {}) for item in prompt.items]
+        tensors = [_torch(item.tensors or {}, self.device) for item in prompt.items]
         pixels = [item["pixel_values"] for item in tensors]
         if "image_grid_thw" in tensors[0]:
             kinds = (ids == self.config.image_token_id).int()
@@ -263,5 +273,5 @@ def as_ids(tokens: Sequence[int]) -> NDArray[np.int32]:
     return np.array(tokens, dtype=np.int32)
 
 
-def _torch(tensors: Tensors) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(value) for name, value in tensors.items()}
+def _torch(tensors: Tensors, device: str) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value).to(device) for name, value in tensors.items()}

