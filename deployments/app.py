@@ -1,7 +1,7 @@
 """The composition root: what is deployed, from the configuration alone.
 
     build:         client -> Router -> RenderReplica (render-only requests)
-                                '----> EngineReplica (generation)
+                                '----> EngineReplica (generation) --> RenderReplica (borrowed items)
     build_render:  client -> RenderIngress
 
 Serve reads the annotation of a builder's parameter to validate `args`, so annotations here are not postponed.
@@ -42,7 +42,9 @@ def build(config: GreenroomConfig) -> Any:
         render = _deployment(RenderReplica, config.render, _render_scaling(config.render)).bind(config.render)
     if config.engine is not None:
         scaling = ENGINE_SCALING | _policy(engine_carries(config.engine))
-        engine = _deployment(EngineReplica, config.engine, scaling, router=_affinity(config.engine)).bind(config.engine)
+        helpers = None if config.engine.borrow == "never" else render
+        deployment = _deployment(EngineReplica, config.engine, scaling, router=_affinity(config.engine))
+        engine = deployment.bind(config.engine, helpers)
     return _ingress(Router, config.router, ROUTER_SCALING).bind(config, render, engine)
 
 

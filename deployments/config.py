@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from deployments.admission import Limit
 from deployments.auth import SOURCE
+from deployments.borrowing import BorrowMode
 from engine.backends import AnyEngineConfig
 from renderer.config import MIB, RendererConfig
 
@@ -106,9 +107,19 @@ class RouterConfig(ReplicaConfig):
     )
 
 
+class HelpersConfig(_Frozen):
+    """How a replica has its items processed by others of the render tier."""
+
+    items_per_replica: int = Field(4, ge=1, description="Items under way at once for each render replica.")
+    min_pixels: int = Field(200_000, ge=0, description="Of an image, below which `auto` keeps it: a hop costs more.")
+    patience_s: float = Field(5, gt=0, description="After which an item that was sent away is processed here.")
+
+
 class RenderTierConfig(ReplicaConfig):
     """Render replicas: warm processors, no engine."""
 
+    fan_out_items: int = Field(64, ge=2, description="Of a request, from which on it is spread over the tier.")
+    helpers: HelpersConfig = HelpersConfig()
     renderer: RendererConfig
 
 
@@ -119,6 +130,10 @@ class EngineTierConfig(ReplicaConfig):
     drain_s: float = Field(600, gt=0, description="Longer than the longest stream that is allowed.")
     affinity: AffinityConfig = AffinityConfig()
     restart_s: float = Field(300, ge=0, description="How long the engine may be down before the replica is replaced.")
+    borrow: BorrowMode = Field(
+        "auto", description="Whether the render tier processes the items that the sender cache lacks: see `borrowing`."
+    )
+    helpers: HelpersConfig = HelpersConfig()
     renderer: RendererConfig
     engine: AnyEngineConfig
 

@@ -6,15 +6,18 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, Gauge
+from deployments.borrowing import BorrowRule
 from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
 from deployments.config import EngineTierConfig
 from deployments.generation import ChoiceText, choice_params, deltas, merge
+from deployments.helpers import Helpers
 from deployments.metrics import count, count_items, measured, metrics, observe_stages
 from deployments.records import Record
-from deployments.rendering import Clock, RenderOnly, rendered, warm_renderer
+from deployments.render_tier import RenderTier
+from deployments.rendering import Clock, ItemSources, RenderOnly, rendered, warm_renderer
 from deployments.sampling import resolve
 from engine.backends import CoupledEngine, make_engine
 from engine.protocol import EngineOutput, SamplingParams
@@ -29,23 +32,28 @@ class EngineReplica(RenderOnly):
     """One engine replica. It is warm before anybody can reach it: Serve waits for the constructor.
 
     Args:
+        render: Handle of the render tier, which processes items for this replica; None: nobody does.
         engine: Takes the place of the configured one.
 
     Raises:
         WarmupError, EngineError: It cannot serve. Serve shows the reason in the deployment's status.
     """
 
-    async def __init__(self, config: EngineTierConfig, engine: CoupledEngine | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: EngineTierConfig, render: Any = None, engine: CoupledEngine | None = None
+    ) -> None:
         record = Record("engine")
         self.engine = make_engine(config.engine) if engine is None else engine
         self._restart_s = config.restart_s
         self._down_since: float | None = None
-        self._sequences, self._prompt_tokens = Gauge(), Gauge()
+        self._sequences, self._prompt_tokens, self._decoding = Gauge(), Gauge(), Gauge()
+        self._helpers = None if render is None else self._borrow(config, render)
         try:
             begun = time.perf_counter()
             await self.engine.start()
             record.add_steps({"engine": time.perf_counter() - begun})
-            super().__init__(await warm_renderer(config.renderer, record, self.engine.sender_cache), record)
+            renderer = await warm_renderer(config.renderer, record, self._sources(), self.engine.sender_cache)
+            super().__init__(renderer, record)
         except BaseException:
             await self.engine.close()
             raise
@@ -70,7 +78,7 @@ class EngineReplica(RenderOnly):
     async def _events(self, call: GenerateCall, clock: Clock) -> AsyncGenerator[Event]:
         prompts = await self._prompts(call)
         clock.lap("render")
-        with ExitStack() as waiting:
+        with ExitStack() as waiting, ExitStack() as decoding:
             waiting.enter_context(self._prompt_tokens.under_way(len(prompts[0].token_ids)))
             try:
                 texts = [self._text(call, choice, prompts[0]) for choice in call.choices]
@@ -79,6 +87,7 @@ class EngineReplica(RenderOnly):
                         if "first_token" not in clock.seconds:
                             clock.lap("first_token")
                             waiting.close()
+                            decoding.enter_context(self._decoding.under_way(len(call.choices)))
                             served = Served(self.record.tier, self.record.replica, clock.seconds)
                             self._count(prompts[0], clock, texts)
                             yield Started(served, len(prompts[0].token_ids), max(text.cached_tokens for text in texts))
@@ -102,7 +111,8 @@ class EngineReplica(RenderOnly):
         """This replica's record, its caches' and its engine's statistics."""
         under_way = {"sequences": self._sequences.level, "prompt_tokens": self._prompt_tokens.level}
         under_way["render_seconds"] = self.waiting.level
-        return self.record.report(self.max_model_len, self.caches, await self.engine.stats(), under_way)
+        items = {} if self._helpers is None else self._helpers.counts
+        return self.record.report(self.max_model_len, self.caches, await self.engine.stats(), under_way, items)
 
     async def clear_mm_cache(self) -> None:
         """Empty the processors' caches, and with them what the engine holds."""
@@ -126,6 +136,18 @@ class EngineReplica(RenderOnly):
             self._down_since = self._down_since or time.monotonic()
             if time.monotonic() - self._down_since > self._restart_s:
                 raise
+
+    def _borrow(self, config: EngineTierConfig, render: Any) -> Helpers:
+        remote = config.engine.backend == "remote"
+        tier = RenderTier(lambda: render, skip_mm_cache=remote)
+        rule = BorrowRule(config.borrow, config.helpers.min_pixels)
+        threads = config.renderer.media_threads
+        return Helpers(tier, rule, threads, config.helpers, lambda: self._decoding.level, copies=remote)
+
+    def _sources(self) -> ItemSources:
+        """Items are borrowed by the processor that renders for the engine alone."""
+        remote = self.engine.sender_cache is None
+        return ItemSources(None if remote else self._helpers, self._helpers if remote else None)
 
     async def _check_engine(self) -> None:
         try:

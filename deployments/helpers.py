@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from deployments.borrowing import BorrowRule, Occupation, Place, choose_place
+from deployments.config import HelpersConfig
 from deployments.failover import is_lost
+from deployments.metrics import metrics
 from renderer.caches import ProcessedItem
 from renderer.errors import RequestError
 from renderer.media import MediaItem
@@ -51,8 +53,6 @@ class Helpers:
 
     Args:
         threads: That process items here.
-        items_per_replica: Items that each of the others is given at once.
-        patience_s: How long one of them may take.
         decoding: Sequences that an engine beside this renderer is decoding.
         copies: Whether items are to be kept, in a cache: tensors that came through shared memory would fill that.
 
@@ -66,8 +66,7 @@ class Helpers:
         tier: HelperTier,
         rule: BorrowRule,
         threads: int,
-        items_per_replica: int,
-        patience_s: float,
+        config: HelpersConfig,
         decoding: Callable[[], float] = lambda: 0.0,
         copies: bool = False,
     ) -> None:
@@ -75,8 +74,7 @@ class Helpers:
         self._tier = tier
         self._rule = rule
         self._threads = threads
-        self._items_per_replica = items_per_replica
-        self._patience_s = patience_s
+        self._config = config
         self._decoding = decoding
         self._copies = copies
         self._loop = asyncio.get_running_loop()
@@ -102,6 +100,7 @@ class Helpers:
                 if place is not Place.LATER:
                     self._waiting.remove(errand)
                     self._under_way[place] += 1
+                    self.counts["here"] += place is Place.HERE
                     errand.place = place
                     starting.append(errand)
         for errand in starting:
@@ -113,7 +112,7 @@ class Helpers:
             here=self._under_way[Place.HERE],
             threads=self._threads,
             away=self._under_way[Place.AWAY],
-            room=self._items_per_replica * self._tier.replicas(),
+            room=self._config.items_per_replica * self._tier.replicas(),
         )
         return choose_place(self._rule, errand.item.size.width * errand.item.size.height, errand.of, now)
 
@@ -122,7 +121,6 @@ class Helpers:
             if errand.place is Place.AWAY:
                 errand.work = asyncio.run_coroutine_threadsafe(self._away(errand), self._loop)
             else:
-                self.counts["here"] += 1
                 errand.work = errand.local()
         except Exception as error:
             errand.work = Future()
@@ -148,7 +146,7 @@ class Helpers:
     async def _away(self, errand: _Errand) -> ProcessedItem:
         for _ in range(ATTEMPTS):
             try:
-                async with asyncio.timeout(self._patience_s):
+                async with asyncio.timeout(self._config.patience_s):
                     item = await self._tier.process(errand.item)
             except RequestError:
                 raise
@@ -156,20 +154,24 @@ class Helpers:
                 logger.warning("a borrowed item came back: %s", type(error).__name__)
                 if not is_lost(error):
                     break
-                self.counts["lost"] += 1
+                self._note("lost")
             else:
-                self.counts["borrowed"] += 1
+                self._note("borrowed")
                 return _own(item, self._copies)
         return await self._returned(errand)
 
     async def _returned(self, errand: _Errand) -> ProcessedItem:
         with self._lock:
-            self.counts["returned"] += 1
             self._under_way[errand.place] -= 1
             errand.place = Place.HERE
             self._under_way[errand.place] += 1
+        self._note("returned")
         self._waiting_line()
         return await asyncio.wrap_future(errand.local())
+
+    def _note(self, outcome: str) -> None:
+        self.counts[outcome] += 1
+        metrics().borrowed_items.inc(tags={"outcome": outcome})
 
 
 class _Errand:

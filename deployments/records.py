@@ -87,6 +87,7 @@ class Record:
         caches: Mapping[str, CacheStats] | None = None,
         engine: EngineStats | None = None,
         under_way: Mapping[str, float] | None = None,
+        items: Mapping[str, int] | None = None,
     ) -> ReplicaReport:
         return ReplicaReport(
             tier=self.tier,
@@ -103,6 +104,7 @@ class Record:
             caches=caches or {},
             engine=engine,
             under_way=under_way or {},
+            items=dict(items or {}),
         )
 
 

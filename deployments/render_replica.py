@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ray import serve
+
 from deployments.autoscaling import RENDER_SECONDS
 from deployments.backends import LocalBackend
-from deployments.calls import ReplicaReport
+from deployments.borrowing import BorrowRule
+from deployments.calls import BorrowCall, ReplicaReport
 from deployments.config import GreenroomConfig, RenderTierConfig
 from deployments.front import Front
+from deployments.helpers import Helpers
 from deployments.operations import Operations
 from deployments.records import Record
-from deployments.rendering import RenderOnly, warm_renderer
+from deployments.render_tier import RenderTier
+from deployments.rendering import ItemSources, RenderOnly, warm_renderer
+from renderer.caches import ProcessedItem
 from renderer.errors import ConfigError
 
 
@@ -22,14 +30,18 @@ class RenderReplica(RenderOnly):
 
     async def __init__(self, config: RenderTierConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         record = Record("render")
-        super().__init__(await warm_renderer(config.renderer, record), record)
+        self._helpers = fan_out(config)
+        sources = ItemSources(readonly=self._helpers)
+        super().__init__(await warm_renderer(config.renderer, record, sources), record)
         record.warm()
         record.tell(self.report)
 
     async def report(self) -> ReplicaReport:
         """This replica's record and its caches' statistics."""
         under_way = {"render_seconds": self.waiting.level}
-        return self.record.report(self.renderer.max_model_len, self.caches, under_way=under_way)
+        return self.record.report(
+            self.renderer.max_model_len, self.caches, under_way=under_way, items=self._helpers.counts
+        )
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: the work that waits here."""
@@ -46,7 +58,9 @@ class RenderIngress(Operations):
         if config.render is None:
             raise ConfigError("an application that only renders needs a render tier")
         record = Record("render")
-        self.replica = RenderOnly(await warm_renderer(config.render.renderer, record), record)
+        self._helpers = fan_out(config.render)
+        sources = ItemSources(readonly=self._helpers)
+        self.replica = RenderOnly(await warm_renderer(config.render.renderer, record, sources), record)
         super().__init__(Front(config, LocalBackend(self.replica)), record)
         record.warm()
         record.tell(self.report)
@@ -54,8 +68,26 @@ class RenderIngress(Operations):
     async def report(self) -> ReplicaReport:
         """This replica's record and its caches' statistics."""
         under_way = {"render_seconds": self.replica.waiting.level, **self.front.under_way()}
-        return self.record.report(self.replica.renderer.max_model_len, self.replica.caches, under_way=under_way)
+        return self.record.report(
+            self.replica.renderer.max_model_len, self.replica.caches, under_way=under_way, items=self._helpers.counts
+        )
+
+    async def process_item(self, call: BorrowCall) -> ProcessedItem:
+        """One item for another replica of this tier."""
+        return await self.replica.process_item(call)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: the work that waits here."""
         return {RENDER_SECONDS: self.replica.waiting.mean()}
+
+
+def fan_out(config: RenderTierConfig) -> Helpers:
+    """The items of a request that has many, spread over the tier that this replica is one of."""
+    tier = RenderTier(_own_tier, skip_mm_cache=False, itself=True)
+    rule = BorrowRule("auto", config.helpers.min_pixels, config.fan_out_items)
+    return Helpers(tier, rule, config.renderer.media_threads, config.helpers, copies=True)
+
+
+def _own_tier() -> Any:
+    context = serve.get_replica_context()
+    return serve.get_deployment_handle(context.deployment, context.app_name)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
+    BorrowCall,
     DerenderCall,
     Derendered,
     GenerateCall,
@@ -31,12 +32,13 @@ from deployments.records import Record
 from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
 from deployments.texts import derendered
-from deployments.work import call_seconds
+from deployments.work import call_seconds, item_seconds
 from engine.protocol import SamplingParams
-from renderer.caches import CacheStats, MediaCache
+from renderer.caches import CacheStats, MediaCache, ProcessedItem
 from renderer.config import RendererConfig
 from renderer.conversation import ChatRequest, CompletionRequest
 from renderer.fetch import MediaFetcher
+from renderer.items import ItemSource
 from renderer.prompt import RenderedPrompt
 from renderer.remote_media import with_media
 from renderer.renderer import Renderer
@@ -57,6 +59,14 @@ class Clock:
         now = time.perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSources:
+    """Who computes what the caches of a renderer's two processors lack; None: its own threads."""
+
+    mm: ItemSource | None = None
+    readonly: ItemSource | None = None
 
 
 class RenderOnly:
@@ -130,6 +140,18 @@ class RenderOnly:
         with self.record.request("derender"):
             return await self._in_thread(work, clock, SECONDS_PER_REQUEST)
 
+    async def process_item(self, call: BorrowCall) -> ProcessedItem:
+        """One item for another replica. Not beside an engine, whose sender cache nobody else may ask.
+
+        Raises:
+            MediaError: It is corrupt, or the model cannot take it.
+        """
+        renderer, item = self.renderer, call.item
+        processor = renderer.readonly_mm_processor if call.skip_mm_cache else renderer.mm_processor
+        family = renderer.family.with_options(item.options)
+        with self.record.request("borrowed"), self.waiting.under_way(item_seconds(item)):
+            return await asyncio.wrap_future(processor.submit(item, family))
+
     async def clear_mm_cache(self) -> None:
         """Empty the processors' caches."""
         self.renderer.clear_mm_cache()
@@ -185,7 +207,9 @@ class RenderOnly:
         return resolve(call.sampling, defaults, length, self.renderer.max_model_len)
 
 
-async def warm_renderer(config: RendererConfig, record: Record, sender_cache: MediaCache | None = None) -> Renderer:
+async def warm_renderer(
+    config: RendererConfig, record: Record, sources: ItemSources, sender_cache: MediaCache | None = None
+) -> Renderer:
     """A renderer whose every thread is warm; the seconds of each step go into the record.
 
     Raises:
@@ -194,7 +218,7 @@ async def warm_renderer(config: RendererConfig, record: Record, sender_cache: Me
     """
     # Items are processed in parallel; threads within an item would only compete with those.
     torch.set_num_threads(1)
-    renderer = await asyncio.to_thread(Renderer, config, sender_cache)
+    renderer = await asyncio.to_thread(Renderer, config, sender_cache, sources.mm, sources.readonly)
     try:
         report = await asyncio.to_thread(renderer.warmup)
     except BaseException:

@@ -7,6 +7,7 @@ from deployments.calls import RenderCall, Rendering, TokenizeCall, expected_medi
 from renderer.conversation import CompletionRequest
 from renderer.errors import MediaError
 from renderer.image import ImageLimits, read_header
+from renderer.media import MediaItem
 
 # Reading one takes up to a third of a millisecond of the event loop, and images of one request resemble each other.
 HEADERS_READ = 8
@@ -35,6 +36,12 @@ def request_seconds(request: Rendering | str, decoded: bool = True, headers: boo
         media_bytes=expected_media_bytes(request),
         characters=text_bytes(request) // BYTES_PER_CHARACTER,
     )
+
+
+def item_seconds(item: MediaItem) -> float:
+    """An estimate of the CPU seconds that processing an item takes."""
+    pixels = item.size.width * item.size.height
+    return render_seconds(requests=0, pixels=pixels, media_bytes=len(item.data or b""))
 
 
 def _pixels(request: Rendering | str, headers: bool) -> int:

@@ -44,7 +44,7 @@ def tier_config(**tier: Any) -> EngineTierConfig:
 def started(config: EngineTierConfig, engine: Any = None) -> EngineReplica:
     """A replica as Serve makes one: it awaits the constructor."""
     replica = EngineReplica.__new__(EngineReplica)
-    asyncio.run(replica.__init__(config, engine))  # type: ignore[misc]
+    asyncio.run(replica.__init__(config, engine=engine))  # type: ignore[misc]
     return replica
 
 

@@ -13,6 +13,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from deployments.borrowing import BorrowRule
+from deployments.config import HelpersConfig
 from deployments.helpers import ATTEMPTS, Helpers
 from renderer.caches import ProcessedItem
 from renderer.errors import MediaError, OverloadedError
@@ -87,8 +88,8 @@ class Local:
         return processed(each)
 
 
-def helpers(tier: Tier, rule: BorrowRule = ALWAYS, **options: Any) -> Helpers:
-    return Helpers(tier, rule, **{"threads": 2, "items_per_replica": 2, "patience_s": DEADLINE_S, **options})
+def helpers(tier: Tier, rule: BorrowRule = ALWAYS, patience_s: float = DEADLINE_S, **options: Any) -> Helpers:
+    return Helpers(tier, rule, 2, HelpersConfig(items_per_replica=2, patience_s=patience_s), **options)
 
 
 async def result(future: Future[ProcessedItem]) -> int:
