@@ -43,7 +43,11 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
-    """What a body says about sampling; None where it leaves the choice to the model's generation defaults."""
+    """What a body says about sampling; None where it leaves the choice to the model's generation defaults.
+
+    Attributes:
+        max_tokens_field: What the body calls `max_tokens`; newer chat bodies say `max_completion_tokens`.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -63,6 +67,7 @@ class SamplingRequest:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     n: int = 1
+    max_tokens_field: str = "max_tokens"
 
 
 @dataclass(frozen=True, slots=True)

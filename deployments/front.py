@@ -40,6 +40,7 @@ from deployments.derender import DerenderAnswer, parse_derender
 from deployments.generation import merge
 from deployments.metrics import metrics
 from deployments.schemas import (
+    MAX_TOP_LOGPROBS,
     ChatBody,
     CompletionBody,
     Data,
@@ -267,7 +268,9 @@ class Front:
     ) -> AsyncGenerator[Event]:
         """The events of all prompts' choices, numbered prompt by prompt."""
         skip = choose_tier(operation, self._tiers).skip_mm_cache or False
-        n = asked.sampling.n
+        n, logprobs = asked.sampling.n, asked.sampling.logprobs or 0
+        if logprobs > MAX_TOP_LOGPROBS:
+            raise RequestError(f"top_logprobs: at most {MAX_TOP_LOGPROBS}, got {logprobs}", "top_logprobs")
         if n * len(prompts) > MAX_CHOICES:
             raise RequestError(f"n: at most {MAX_CHOICES} choices a request, got {n * len(prompts)}", "n")
         calls = [

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from renderer.conversation import ImagePart, Message, Part, TextPart
-from renderer.errors import MediaError, SchemaError, UnsupportedFieldError
+from renderer.errors import MediaError, RequestError, UnsupportedFieldError
 from renderer.media import data_url_bytes
 
 TEXT_TYPES = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 IMAGE_TYPES = frozenset({"image_url", "input_image"})
 REMOTE_SCHEMES = frozenset({"http", "https", "file"})
 MAX_SCHEME_CHARS = 8
+DETAILS = (None, "auto", "low", "high")
 # What a message may carry beside role and content: only the chat template reads it.
 TEMPLATE_FIELDS = frozenset({"name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "refusal"})
 
@@ -25,14 +26,23 @@ class MessageBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_an_assistant_says_nothing(cls, data: Any) -> Any:
+        """Null is no content; an assistant's that only calls tools has none."""
+        says_nothing = isinstance(data, Mapping) and "content" in data and data["content"] is None
+        if says_nothing and data.get("role") not in ("assistant", "function"):
+            raise ValueError("content must not be null")
+        return data
 
 
 def conversation(bodies: Sequence[MessageBody]) -> tuple[Message, ...]:
     """Messages for the renderer, images numbered through the whole conversation.
 
     Raises:
-        SchemaError: A part lacks what its type needs.
+        RequestError: A part lacks what its type needs.
         UnsupportedFieldError: A part or a field of a kind that is not supported.
         MediaError: An image's data cannot be decoded from the body.
     """
@@ -73,14 +83,16 @@ def _message(body: MessageBody, place: str, numbers: Iterator[int]) -> Message:
     return Message(body.role, content, {name: value for name, value in extra.items() if name in TEMPLATE_FIELDS})
 
 
-def _part(part: Mapping[str, Any], place: str, numbers: Iterator[int]) -> Part:
+def _part(part: Any, place: str, numbers: Iterator[int]) -> Part:
+    if not isinstance(part, Mapping):
+        raise RequestError(f"{place} must be an object", place)
     kind = part.get("type", "image_url" if "image_url" in part else None)
     if kind in TEXT_TYPES:
         return TextPart(_text(part, str(kind), place))
     if kind in IMAGE_TYPES:
         return image_part(_url(part, place), _uuid(part), next(numbers))
     if kind is None:
-        raise SchemaError(f"{place} has no type", f"{place}.type")
+        raise RequestError(f"{place} has no type", f"{place}.type")
     raise UnsupportedFieldError(f"{place}: parts of type {str(kind)[:64]!r} are not supported", f"{place}.type")
 
 
@@ -89,20 +101,27 @@ def _text(part: Mapping[str, Any], kind: str, place: str) -> str:
     _only(part, ("type", field), place)
     text = part.get(field)
     if not isinstance(text, str):
-        raise SchemaError(f"{place}.{field} must be a string", f"{place}.{field}")
+        raise RequestError(f"{place}.{field} must be a string", f"{place}.{field}")
     return text
 
 
 def _url(part: Mapping[str, Any], place: str) -> str | None:
     """The URL, given as a string or as `{"url": ..., "detail": ...}`; `detail` has no meaning for local models."""
     _only(part, ("type", "image_url", "detail", "uuid"), place)
+    _detail(part, place)
     image_url = part.get("image_url")
     if isinstance(image_url, Mapping):
         _only(image_url, ("url", "detail"), f"{place}.image_url")
+        _detail(image_url, f"{place}.image_url")
         image_url = image_url.get("url")
     if image_url is not None and not isinstance(image_url, str):
-        raise SchemaError(f"{place}.image_url must be a URL", f"{place}.image_url")
+        raise RequestError(f"{place}.image_url must be a URL", f"{place}.image_url")
     return image_url
+
+
+def _detail(part: Mapping[str, Any], place: str) -> None:
+    if part.get("detail") not in DETAILS:
+        raise RequestError(f"{place}.detail must be auto, low or high", f"{place}.detail")
 
 
 def _uuid(part: Mapping[str, Any]) -> str | None:

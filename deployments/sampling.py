@@ -33,15 +33,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
 LOWEST_TEMPERATURE = 0.01
 
 
-def check(sampling: SamplingRequest, max_tokens_field: str = "max_tokens") -> None:
+def check(sampling: SamplingRequest) -> None:
     """Refuse values that no model could be asked for.
-
-    Args:
-        max_tokens_field: What the body calls the limit (`max_completion_tokens` in newer chat requests).
 
     Raises:
         RequestError: Names the field.
     """
+    max_tokens_field = sampling.max_tokens_field
     for name, (low, high) in RANGES.items():
         value = getattr(sampling, name)
         if value is not None and not low <= value <= high:
@@ -83,7 +81,7 @@ def resolve(
     else:
         temperature = max(temperature, LOWEST_TEMPERATURE)
     return SamplingParams(
-        max_tokens=_max_tokens(sampling.max_tokens, defaults, prompt_tokens, max_model_len),
+        max_tokens=_max_tokens(sampling, defaults, prompt_tokens, max_model_len),
         temperature=temperature,
         top_p=float(chosen["top_p"]),
         top_k=max(int(chosen["top_k"]), 0),
@@ -107,7 +105,8 @@ def _chosen(name: str, sampling: SamplingRequest, defaults: Mapping[str, Any], p
     return plain if value is None else value
 
 
-def _max_tokens(asked: int | None, defaults: Mapping[str, Any], prompt_tokens: int, max_model_len: int) -> int:
+def _max_tokens(sampling: SamplingRequest, defaults: Mapping[str, Any], prompt_tokens: int, max_model_len: int) -> int:
+    asked, field = sampling.max_tokens, sampling.max_tokens_field
     left = max_model_len - prompt_tokens
     if left < 1:
         raise ContextLengthError(
@@ -116,6 +115,6 @@ def _max_tokens(asked: int | None, defaults: Mapping[str, Any], prompt_tokens: i
             "max_tokens",
         )
     if asked is not None and asked > max_model_len:
-        raise ContextLengthError(f"max_tokens is {asked}, the model takes {max_model_len} tokens in all", "max_tokens")
+        raise ContextLengthError(f"{field} is {asked}, the model takes {max_model_len} tokens in all", field)
     wanted = asked if asked is not None else defaults.get("max_new_tokens")
     return left if wanted is None else min(left, int(wanted))

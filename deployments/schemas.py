@@ -72,15 +72,13 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-class Body(BaseModel):
-    """Root of all bodies."""
+class Strict(BaseModel):
+    """An object of which every field is understood, ignored on purpose, or refused by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ignored: ClassVar[frozenset[str]] = IGNORED
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
-
-    model: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -100,11 +98,21 @@ class Body(BaseModel):
         return known
 
 
+class Body(Strict):
+    """Root of all bodies."""
+
+    model: str | None = None
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+
+    @property
+    def asks(self) -> bool:
+        return self.include_usage or self.continuous_usage_stats
 
 
 class JsonSchema(BaseModel):
@@ -195,23 +203,52 @@ class _Generation(Body):
             skip_special_tokens=self.skip_special_tokens,
             include_stop_str_in_output=self.include_stop_str_in_output,
             n=self.n,
+            max_tokens_field=max_tokens_field,
         )
-        check(sampling, max_tokens_field)
+        check(sampling)
         return sampling
+
+
+class ToolBody(BaseModel):
+    """A function that the model may call; templates read what they know of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    function: dict[str, Any]
+
+
+class ToolName(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["function"] = "function"
+    function: ToolName
 
 
 class _Conversation(Body):
     """What shapes the tokens of a conversation."""
 
     messages: list[MessageBody]
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[ToolBody] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     mm_processor_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_no_conversation(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "messages" in data and data["messages"] is None:
+            raise RequestError("messages must not be null", "messages")
+        return data
 
     @model_validator(mode="after")
     def _a_conversation_has_messages(self) -> Self:
@@ -223,8 +260,7 @@ class _Conversation(Body):
         """The conversation for the renderer; takes the images out of their data URLs, which is slow for large ones."""
         return ChatRequest(
             messages=conversation(self.messages),
-            tools=None if self.tools is None else tuple(self.tools),
-            tool_choice=self.tool_choice,
+            tools=None if self.tools is None else tuple(tool.model_dump(exclude_unset=True) for tool in self.tools),
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
             add_special_tokens=self.add_special_tokens,
@@ -239,7 +275,7 @@ class ChatBody(_Generation, _Conversation):
 
     max_completion_tokens: int | None = None
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=MAX_TOP_LOGPROBS)
+    top_logprobs: int = Field(0, ge=0)
     documents: list[dict[str, Any]] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -247,6 +283,14 @@ class ChatBody(_Generation, _Conversation):
     def _top_logprobs_belong_to_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs", "top_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _no_tool_has_to_be_called(self) -> Self:
+        if self.tool_choice is not None and self.tools is None and self.tool_choice != "none":
+            raise RequestError("tool_choice needs tools", "tool_choice")
+        if self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool):
+            raise UnsupportedFieldError("tool_choice: auto and none are supported", "tool_choice")
         return self
 
     def request(self) -> ChatRequest:
@@ -281,8 +325,8 @@ class RenderChatBody(ChatBody):
 class CompletionBody(_Generation):
     """`POST /v1/completions` and `POST /v1/completions/render`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = ""
+    logprobs: int | None = Field(None, ge=0)
     add_special_tokens: bool = True
     max_prompts: ClassVar[int] = 1024
     default_max_tokens: ClassVar[int] = 16

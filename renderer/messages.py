@@ -12,6 +12,11 @@ from renderer.errors import RequestError
 from renderer.template import ChatTemplate, ContentFormat
 
 _TOOL_FIELDS = ("name", "description", "parameters")
+# Roles of the OpenAI API. A template that names another one takes that too.
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+# A coding agent's first line of a system prompt; it differs in every request, and would keep the prompt out of any
+# prefix cache.
+_BILLING_HEADER = "x-anthropic-billing-header"
 
 
 def media_of(messages: Sequence[Message]) -> tuple[ImagePart, ...]:
@@ -26,9 +31,15 @@ def template_messages(
 
     Args:
         placeholder_text: What stands for an image where content is one text; None where nothing does.
+
+    Raises:
+        RequestError: A message has a role that neither the API nor the template knows.
     """
+    for place, message in enumerate(messages):
+        if message.role not in _ROLES and not template.mentions(message.role):
+            raise RequestError(f"the role {message.role[:64]!r} is unknown", f"messages.{place}.role")
     rendered = [_template_message(message, template.content_format, placeholder_text) for message in messages]
-    if template.knows_developer or all(message["role"] != "developer" for message in rendered):
+    if template.mentions("developer") or all(message["role"] != "developer" for message in rendered):
         return rendered
     return _merged_system_messages(rendered)
 
@@ -62,7 +73,7 @@ def _parts(message: Message) -> tuple[Part, ...]:
 
 
 def _template_message(message: Message, form: ContentFormat, placeholder_text: str | None) -> dict[str, Any]:
-    parts = _parts(message)
+    parts = _without_billing_header(message) if message.role == "system" else _parts(message)
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     content: Any
     if message.role == "tool" and len(texts) == len(parts):
@@ -73,6 +84,18 @@ def _template_message(message: Message, form: ContentFormat, placeholder_text: s
         placeholders = [] if placeholder_text is None else [placeholder_text] * (len(parts) - len(texts))
         content = "\n".join([*placeholders, *texts])
     return {"role": message.role, "content": content, **_template_extra(message)}
+
+
+def _without_billing_header(message: Message) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for part in _parts(message):
+        if isinstance(part, TextPart) and part.text.startswith(_BILLING_HEADER):
+            rest = part.text.partition("\n")[2]
+            if rest:
+                parts.append(TextPart(rest))
+        else:
+            parts.append(part)
+    return tuple(parts)
 
 
 def _template_part(part: Part) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -66,7 +65,6 @@ class ChatTemplate:
     Attributes:
         content_format: "openai" where the template loops over a message's content, which is then a list of parts;
             "string" where it takes content as one text.
-        knows_developer: Whether it mentions the role `developer`.
     """
 
     def __init__(self, source: str) -> None:
@@ -77,7 +75,11 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ConfigError(f"the chat template does not compile: {error}", "chat_template") from error
         self.content_format: ContentFormat = "openai" if _loops_over_content(tree) else "string"
-        self.knows_developer = re.search("""['"]developer['"]""", source) is not None
+        self._source = source
+
+    def mentions(self, role: str) -> bool:
+        """Whether it names a role."""
+        return f"'{role}'" in self._source or f'"{role}"' in self._source
 
     def render(
         self,

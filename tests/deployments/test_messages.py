@@ -5,7 +5,7 @@ import pytest
 
 from deployments.messages import MessageBody, conversation
 from renderer.conversation import ImagePart, Message, TextPart
-from renderer.errors import MediaError, SchemaError, UnsupportedFieldError
+from renderer.errors import MediaError, RequestError, UnsupportedFieldError
 
 URL = "data:image/png;base64," + base64.b64encode(b"picture").decode()
 
@@ -15,9 +15,17 @@ def converted(content: Any, **fields: Any) -> Message:
     return message
 
 
-@pytest.mark.parametrize("content", [None, "", "text"])
+@pytest.mark.parametrize("content", ["", "text"])
 def test_plain_content_stays_as_it_is(content: str | None) -> None:
     assert converted(content).content == content
+
+
+def test_only_an_assistant_may_say_nothing() -> None:
+    assert conversation([MessageBody(role="assistant", content=None)])[0].content is None
+    assert conversation([MessageBody(role="user")])[0].content is None
+    for role in ("user", "system", "tool"):
+        with pytest.raises(ValueError, match="content must not be null"):
+            MessageBody(role=role, content=None)
 
 
 @pytest.mark.parametrize(
@@ -52,17 +60,25 @@ def test_every_form_of_a_part(part: dict[str, Any], expected: TextPart | ImagePa
         ({"type": "video_url", "video_url": "x"}, UnsupportedFieldError, "messages.0.content.0.type"),
         ({"type": "text", "text": "a", "bold": True}, UnsupportedFieldError, "messages.0.content.0.bold"),
         ({"type": "image_url", "image_url": {"url": URL, "crop": 1}}, UnsupportedFieldError, None),
-        ({"text": "a"}, SchemaError, "messages.0.content.0.type"),
-        ({"type": "text"}, SchemaError, "messages.0.content.0.text"),
-        ({"type": "text", "text": 5}, SchemaError, "messages.0.content.0.text"),
-        ({"type": "image_url", "image_url": 5}, SchemaError, "messages.0.content.0.image_url"),
+        ({"text": "a"}, RequestError, "messages.0.content.0.type"),
+        ({"type": "text"}, RequestError, "messages.0.content.0.text"),
+        ({"type": "text", "text": 5}, RequestError, "messages.0.content.0.text"),
+        ({"type": "image_url", "image_url": 5}, RequestError, "messages.0.content.0.image_url"),
+        ("text", RequestError, "messages.0.content.0"),
+        (5, RequestError, "messages.0.content.0"),
+        ({"type": "input_image", "image_url": URL, "detail": "bogus"}, RequestError, "messages.0.content.0.detail"),
+        (
+            {"type": "image_url", "image_url": {"url": URL, "detail": 1}},
+            RequestError,
+            "messages.0.content.0.image_url.detail",
+        ),
         ({"type": "image_url", "image_url": None}, MediaError, "image_url"),
         ({"type": "image_url", "image_url": "ftp://a/b.png"}, MediaError, "image_url"),
         ({"type": "image_url", "image_url": "/a/b.png"}, MediaError, "image_url"),
         ({"type": "image_url", "image_url": {"url": ""}}, MediaError, "image_url"),
     ],
 )
-def test_a_part_that_is_none_is_named(part: dict[str, Any], error: type[Exception], param: str | None) -> None:
+def test_a_part_that_is_none_is_named(part: Any, error: type[Exception], param: str | None) -> None:
     with pytest.raises(error) as caught:
         converted([part])
     assert param is None or getattr(caught.value, "param", None) == param

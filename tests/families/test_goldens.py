@@ -20,6 +20,8 @@ from tests.goldens.files import golden, unpack_ids
 
 # A text that spells a placeholder is refused: it never takes an image's place, nor leaves one without an image.
 SPELLED = ("a text that spells the placeholder", "a text that spells the placeholder beside an image")
+# A role that neither the API nor the template knows: the peer hands it to the template as it is.
+UNKNOWN_ROLE = "an unknown role"
 # Images that touch: the peer counts their tokens and cannot render them.
 TOUCHING = ("two images", "three images among texts", "eight images", "numbered images")
 # The peer knows no placeholder text for them, or loses an image that one newline follows.
@@ -33,7 +35,7 @@ RECORDED = [(family, name, answer) for family in FAMILIES for name, answer in go
 def differs(family: str, name: str) -> bool:
     """Whether we differ from the peer on purpose."""
     touching = family == "gemma3" and name in TOUCHING
-    return name in SPELLED or touching or (family, name) in (*PLACED_BY_US, *OPTIONS_COUNTED)
+    return name in (*SPELLED, UNKNOWN_ROLE) or touching or (family, name) in (*PLACED_BY_US, *OPTIONS_COUNTED)
 
 
 CASES = [(f, n, answer["status"] == 200) for f, n, answer in RECORDED if not differs(f, n)]
@@ -79,6 +81,13 @@ def test_what_the_peer_refuses_is_refused(family: str, name: str, renderer_of: R
 def test_a_text_that_spells_a_placeholder_is_refused(family: str, name: str, renderer_of: RendererOf) -> None:
     with pytest.raises(RequestError, match=r"placeholder|stands for media"):
         layouts(renderer_of(family), cases(family)[name])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unknown_role_is_refused(family: str, renderer_of: RendererOf) -> None:
+    with pytest.raises(RequestError) as refusal:
+        layouts(renderer_of(family), cases(family)[UNKNOWN_ROLE])
+    assert (refusal.value.status, refusal.value.param) == (400, "messages.0.role")
 
 
 @pytest.mark.parametrize("name", TOUCHING)

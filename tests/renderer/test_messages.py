@@ -138,3 +138,31 @@ def test_arguments_cannot_take_the_place_of_the_request(name: str) -> None:
     with pytest.raises(RequestError) as caught:
         template_variables(ChatRequest((), chat_template_kwargs={name: 1}), {})
     assert caught.value.param == "chat_template_kwargs"
+
+
+def test_a_role_is_the_apis_or_the_templates() -> None:
+    judges = ChatTemplate("{% for m in messages %}{{ m.role == 'judge' }}{% endfor %}")
+    for role in ("system", "developer", "user", "assistant", "tool", "function"):
+        template_messages([Message(role, "hi")], STRINGS, None)
+    template_messages([Message("judge", "hi")], judges, None)
+    with pytest.raises(RequestError, match="'wizard' is unknown") as refused:
+        template_messages([Message("user", "hi"), Message("wizard", "hi")], judges, None)
+    assert refused.value.param == "messages.1.role"
+
+
+HEADER = "x-anthropic-billing-header: cch=1;"
+
+
+@pytest.mark.parametrize(
+    ("given", "parts", "string"),
+    [
+        (f"{HEADER}\nbe brief", [text("be brief")], "be brief"),
+        (HEADER, [], ""),
+        ((TextPart(HEADER), TextPart("a")), [text("a")], "a"),
+        (f" {HEADER}", [text(f" {HEADER}")], f" {HEADER}"),
+    ],
+)
+def test_the_billing_line_of_a_system_prompt_is_dropped(given: Any, parts: list[Any], string: str) -> None:
+    assert content(Message("system", given), PARTS) == parts
+    assert content(Message("system", given), STRINGS) == string
+    assert content(Message("user", HEADER), STRINGS) == HEADER

@@ -133,6 +133,6 @@ def test_a_template_that_does_not_compile_is_refused() -> None:
 
 
 def test_the_role_developer_is_known_where_it_is_quoted() -> None:
-    assert ChatTemplate("{% if m.role == 'developer' %}{% endif %}").knows_developer
-    assert ChatTemplate('{% if m.role == "developer" %}{% endif %}').knows_developer
-    assert not ChatTemplate("{# for developers #}").knows_developer
+    assert ChatTemplate("{% if m.role == 'developer' %}{% endif %}").mentions("developer")
+    assert ChatTemplate('{% if m.role == "developer" %}{% endif %}').mentions("developer")
+    assert not ChatTemplate("{# for developers #}").mentions("developer")
