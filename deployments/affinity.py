@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, Message, TextPart, TokensRequest
+from renderer.conversation import (
+    ChatRequest,
+    CompletionRequest,
+    FeaturesRequest,
+    ImagePart,
+    Message,
+    TextPart,
+    TokensRequest,
+)
 
 # Enough to tell images apart: two that collide only share a favourite. Hashing whole files would cost the router more
 # than routing does.
@@ -91,7 +99,7 @@ def place(ranked: Sequence[str], loads: Mapping[str, Load], bound: LoadBound) ->
     return next(iter(open_ones), None)
 
 
-def affinity_key(request: ChatRequest | CompletionRequest | TokensRequest) -> str:
+def affinity_key(request: ChatRequest | CompletionRequest | TokensRequest | FeaturesRequest) -> str:
     """What a request is known by, the same in every later turn of its conversation.
 
     A conversation is named by its head, the messages up to the first one of the user: by the first image of that
@@ -102,7 +110,9 @@ def affinity_key(request: ChatRequest | CompletionRequest | TokensRequest) -> st
             return _chat_key(request)
         case TokensRequest() if request.media:
             return image_key(request.media[0])
-        case TokensRequest():
+        case FeaturesRequest() if request.items:
+            return _digest("claim", request.cache_salt or "", request.items[0].mm_hash)
+        case TokensRequest() | FeaturesRequest():
             return _digest("tokens", request.cache_salt or "", str(request.token_ids[:HEAD_TOKENS]))
         case CompletionRequest():
             return _completion_key(request)

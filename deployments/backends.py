@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -70,6 +70,9 @@ class Backend(Protocol):
 
     async def clear_mm_cache(self) -> None: ...
 
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """End generations by their clients' ids, wherever they run."""
+
     def running(self, tier: Tier) -> int | None:
         """Replicas of a tier that can be reached; None where that is not known yet."""
 
@@ -126,9 +129,9 @@ class TierHandle:
             if not read:
                 response.cancel()  # a reader that leaves is nothing that Serve would notice
 
-    async def broadcast(self, method: str) -> tuple[Any, ...]:
+    async def broadcast(self, method: str, *arguments: Any) -> tuple[Any, ...]:
         """The answers of all running replicas that answer in time, without the others'."""
-        return await answers_of_all(self.handle, method, REPORT_TIMEOUT_S)
+        return await answers_of_all(self.handle, method, REPORT_TIMEOUT_S, *arguments)
 
 
 class HandleBackend:
@@ -184,6 +187,10 @@ class HandleBackend:
 
     async def clear_mm_cache(self) -> None:
         await asyncio.gather(*(handle.broadcast("clear_mm_cache") for handle in self._tiers.values()))
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        if Tier.ENGINE in self._tiers:
+            await self._tiers[Tier.ENGINE].broadcast("abort", request_ids)
 
     async def warm(self) -> None:
         """Open the ways to every tier, by value and by reference, so that no request pays for it.
@@ -244,6 +251,9 @@ class LocalBackend:
 
     async def clear_mm_cache(self) -> None:
         await self._replica.clear_mm_cache()
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """Nothing is generated here."""
 
     def running(self, tier: Tier) -> int | None:
         return int(tier is Tier.RENDER)

@@ -8,12 +8,23 @@ from typing import Generic, Literal, TypeVar
 
 from engine.protocol import EngineStats, TokenLogprobs
 from renderer.caches import CacheStats
-from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, TokensRequest
+from renderer.conversation import (
+    ChatRequest,
+    CompletionRequest,
+    FeatureItem,
+    FeaturesRequest,
+    ImagePart,
+    TokensRequest,
+)
 from renderer.detokenizer import DetokenizerState
 from renderer.media import MediaItem
+from renderer.prompt import PlaceholderRange, tensor_bytes
 
 T = TypeVar("T")
 Rendering = ChatRequest | CompletionRequest | TokensRequest
+Generation = Rendering | FeaturesRequest
+# Version of the weights that the configuration names.
+DEFAULT_WEIGHTS = "default"
 TierName = Literal["router", "render", "engine"]
 # Of an image that is still to be fetched: a photograph of the web.
 UNFETCHED_BYTES = 256 * 1024
@@ -68,6 +79,7 @@ class SamplingRequest:
     include_stop_str_in_output: bool = False
     n: int = 1
     max_tokens_field: str = "max_tokens"
+    detokenize: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +176,16 @@ class GenerateCall:
     """Render one prompt and generate its choices.
 
     Attributes:
-        request: A completion request has exactly one prompt.
+        request: A completion request has exactly one prompt. One with features is not rendered.
         request_id: Unique in the cluster, whatever the client calls its request.
         every: Tokens of a choice that are collected before they are sent; 1 to stream.
         affinity: What the request router finds the replica by that holds the conversation.
         rank: Place in that key's rank of replicas to begin at.
+        client_id: What the client calls it, for abort.
+        return_prompt: Whether `Started` brings the prompt.
     """
 
-    request: Rendering
+    request: Generation
     sampling: SamplingRequest
     choices: tuple[Choice, ...]
     request_id: str
@@ -179,24 +193,36 @@ class GenerateCall:
     every: int = 1
     affinity: str = ""
     rank: int = 0
+    client_id: str = ""
+    return_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """First event of a generation: the prompt is rendered and the engine has produced something."""
+    """First event of a generation: the prompt is rendered and the engine has produced something.
+
+    Attributes:
+        weights: Version of the weights that generate.
+        token_ids, ranges: The prompt and where its items stand, where the call asks for them.
+    """
 
     served: Served
     prompt_tokens: int
     cached_tokens: int
+    weights: str = DEFAULT_WEIGHTS
+    token_ids: tuple[int, ...] = ()
+    ranges: tuple[PlaceholderRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LogprobEntry:
-    """A token as text, how likely it was, and the likeliest ones in its place, likeliest first."""
+    """A token as text, how likely it was, and the likeliest ones in its place, likeliest first; ranks begin with 1."""
 
     token: str
     logprob: float
     top: tuple[LogprobEntry, ...] = ()
+    token_id: int = -1
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,28 +277,30 @@ class ReplicaReport:
     under_way: Mapping[str, float] = field(default_factory=dict)
 
 
-def media_bytes(request: Rendering | str) -> int:
-    """Bytes of the encoded media that a request carries."""
+def media_bytes(request: Generation | str) -> int:
+    """Bytes of the media that a request carries, encoded or processed."""
+    if isinstance(request, FeaturesRequest):
+        return sum(_feature_bytes(item) for item in request.items)
     return sum(len(image.data) for image in images(request) if image.data is not None)
 
 
-def expected_media_bytes(request: Rendering | str) -> int:
+def expected_media_bytes(request: Generation | str) -> int:
     """What `media_bytes` will be once those that are named by an address are fetched: an estimate."""
     return media_bytes(request) + UNFETCHED_BYTES * sum(image.is_remote for image in images(request))
 
 
-def text_bytes(request: Rendering | str) -> int:
+def text_bytes(request: Generation | str) -> int:
     """An estimate of the bytes of everything in a request that becomes tokens, media apart; exact is not needed."""
     if isinstance(request, str):
         return 4 * len(request)
-    if isinstance(request, TokensRequest):
+    if isinstance(request, (TokensRequest, FeaturesRequest)):
         return 8 * len(request.token_ids)
     if isinstance(request, CompletionRequest):
         return sum(len(prompt) * (4 if isinstance(prompt, str) else 8) for prompt in request.prompts)
     return sum(4 * _text_length(message.content) for message in request.messages)
 
 
-def images(request: Rendering | str) -> tuple[ImagePart, ...]:
+def images(request: Generation | str) -> tuple[ImagePart, ...]:
     """The images of a request, in order."""
     if isinstance(request, TokensRequest):
         return request.media
@@ -286,3 +314,9 @@ def _text_length(content: str | tuple[object, ...] | None) -> int:
     if content is None or isinstance(content, str):
         return len(content or "")
     return sum(len(getattr(part, "text", "")) for part in content)
+
+
+def _feature_bytes(item: FeatureItem) -> int:
+    if item.data is None:
+        return 0
+    return len(item.data) if isinstance(item.data, bytes) else tensor_bytes(item.data)

@@ -22,7 +22,9 @@ from ray import serve
 from deployments.answers import ChatChunk, ChatCompletion, DetokenizeAnswer, ModelList, TextCompletion, TokenizeAnswer
 from deployments.backends import TierHandle, crosses_by_reference
 from deployments.calls import ReplicaReport
-from renderer.prompt import RenderedPrompt
+from deployments.token_answers import TokenAnswer, TokenChunk
+from renderer.embed_runs import embed_runs
+from renderer.prompt import PromptItem, RenderedPrompt
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -66,6 +68,32 @@ class Client:
         answer: TextCompletion = await self._call("completions", {"prompt": prompt, **options})
         return answer
 
+    async def generate(
+        self, prompt: RenderedPrompt | Sequence[int], sampling: Mapping[str, Any] | None = None, **options: Any
+    ) -> TokenAnswer:
+        """Token ids in, token ids out: what `render_chat` gave, or ids alone.
+
+        Args:
+            sampling: The fields of `sampling_params`; without `max_tokens` the output may fill the context.
+            options: Other fields of the body: `request_id`, `output_mode`, `content_parts`, ...
+        """
+        body, by_reference = _generate_body(prompt, sampling, options)
+        answer: TokenAnswer = await self._handle.call("generate", body, by_reference=by_reference)
+        return answer
+
+    async def generate_stream(
+        self, prompt: RenderedPrompt | Sequence[int], sampling: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncGenerator[TokenChunk]:
+        """See `generate`."""
+        body, by_reference = _generate_body(prompt, sampling, options)
+        async with aclosing(self._handle.stream("generate_stream", body, by_reference)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def abort(self, *request_ids: str) -> None:
+        """End generations by the ids that they were given, or that their answers show."""
+        await self._call("abort", {"request_ids": request_ids})
+
     async def tokenize(
         self, text: str | None = None, messages: Messages | None = None, **options: Any
     ) -> TokenizeAnswer:
@@ -94,6 +122,30 @@ class Client:
     def _stream(self, method: str, body: Mapping[str, Any]) -> AsyncGenerator[Any]:
         data = orjson.dumps(body)
         return self._handle.stream(method, data, by_reference=crosses_by_reference(len(data), 0))
+
+
+def _generate_body(
+    prompt: RenderedPrompt | Sequence[int], sampling: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """The body of a generate request, tensors as arrays, and whether it should cross by reference."""
+    prompt = prompt if isinstance(prompt, RenderedPrompt) else RenderedPrompt(tuple(prompt))
+    body = {
+        "token_ids": list(prompt.token_ids),
+        "features": _features(prompt.items) if prompt.items else None,
+        "cache_salt": prompt.cache_salt,
+        "sampling_params": dict(sampling or {}),
+    }
+    size = 8 * len(prompt.token_ids) + sum(item.nbytes for item in prompt.items)
+    return body | dict(options), crosses_by_reference(size, 0)
+
+
+def _features(items: Sequence[PromptItem]) -> dict[str, Any]:
+    return {
+        "mm_hashes": {"image": [item.mm_hash for item in items]},
+        "mm_placeholders": {"image": [{"offset": item.range.offset, "length": item.range.length} for item in items]},
+        "mm_embed_runs": {"image": [embed_runs(item.range.embed_mask) for item in items]},
+        "kwargs_data": {"image": [item.tensors for item in items]},
+    }
 
 
 def user(text: str, *images: bytes) -> dict[str, Any]:

@@ -42,6 +42,9 @@ class Head:
 class Form(Protocol[A, C]):
     """How whole answers (A) and chunks (C) of an operation look."""
 
+    def start(self, event: Started) -> None:
+        """The prompt is rendered, and the first token is there."""
+
     def whole(self, deltas: Mapping[int, Delta], usage: Usage) -> A: ...
 
     def chunk(self, delta: Delta, first: bool, offset: int, usage: Usage | None) -> C:
@@ -50,11 +53,25 @@ class Form(Protocol[A, C]):
     def last(self, usage: Usage) -> C:
         """The chunk without choices that carries the usage."""
 
+    def shows(self, delta: Delta) -> bool:
+        """Whether a reader learns anything from a delta that is not its choice's first."""
+
 
 @dataclass(frozen=True, slots=True)
-class ChatForm:
+class _TextualForm:
+    """Answers of text. Tokens that complete no character alone are only counted."""
+
     head: Head
 
+    def start(self, event: Started) -> None:
+        """Nothing of it is shown."""
+
+    def shows(self, delta: Delta) -> bool:
+        return bool(delta.text or delta.logprobs or delta.finish_reason)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatForm(_TextualForm):
     def whole(self, deltas: Mapping[int, Delta], usage: Usage) -> ChatCompletion:
         choices = tuple(self._choice(deltas[index]) for index in sorted(deltas))
         return ChatCompletion(self.head.id, self.head.created, self.head.model, choices, usage)
@@ -76,9 +93,7 @@ class ChatForm:
 
 
 @dataclass(frozen=True, slots=True)
-class TextForm:
-    head: Head
-
+class TextForm(_TextualForm):
     def whole(self, deltas: Mapping[int, Delta], usage: Usage) -> TextCompletion:
         choices = tuple(self._choice(deltas[index], 0) for index in sorted(deltas))
         return TextCompletion(self.head.id, self.head.created, self.head.model, choices, usage)
@@ -124,6 +139,7 @@ async def whole(events: AsyncGenerator[Event], form: Form[A, Any]) -> Reply[A]:
         async for event in events:
             if isinstance(event, Started):
                 tally.start(event)
+                form.start(event)
                 continue
             tally.count(event)
             deltas[event.index] = join(deltas[event.index], event) if event.index in deltas else event
@@ -139,6 +155,7 @@ async def begun(
         if isinstance(event, Delta):
             break
         tally.start(event)
+        form.start(event)
     else:
         raise EngineDeadError("the generation ended before its first token")
     return Reply(_Chunks(form, tally, continuous_usage).of(event, events, include_usage), _served(tally))
@@ -165,8 +182,7 @@ class _Chunks(Generic[C]):
             yield self._form.last(self._tally.usage())
 
     def _shows(self, delta: Delta) -> bool:
-        """Whether a reader learns anything from it; tokens that complete no character alone are only counted."""
-        return bool(delta.text or delta.logprobs or delta.finish_reason) or delta.index not in self._offsets
+        return delta.index not in self._offsets or self._form.shows(delta)
 
     def _chunk(self, delta: Delta) -> C:
         self._tally.count(delta)

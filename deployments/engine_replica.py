@@ -6,13 +6,15 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, Gauge
 from deployments.borrowing import BorrowRule
 from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
 from deployments.config import EngineTierConfig
-from deployments.generation import ChoiceText, choice_params, deltas, merge
+from deployments.control import Control, engine_id
+from deployments.generation import ChoiceText, Silent, choice_params, deltas, merge
 from deployments.helpers import Helpers
 from deployments.metrics import count, count_items, measured, metrics, observe_stages
 from deployments.records import Record
@@ -21,6 +23,7 @@ from deployments.rendering import Clock, ItemSources, RenderOnly, rendered, warm
 from deployments.sampling import resolve
 from engine.backends import CoupledEngine, make_engine
 from engine.protocol import EngineOutput, SamplingParams
+from renderer.conversation import FeaturesRequest
 from renderer.errors import CacheMissError, EngineDeadError, EngineStartingError
 from renderer.prompt import RenderedPrompt
 
@@ -44,6 +47,7 @@ class EngineReplica(RenderOnly):
     ) -> None:
         record = Record("engine")
         self.engine = make_engine(config.engine) if engine is None else engine
+        self.control = Control(self.engine)
         self._restart_s = config.restart_s
         self._down_since: float | None = None
         self._sequences, self._prompt_tokens, self._decoding = Gauge(), Gauge(), Gauge()
@@ -69,7 +73,11 @@ class EngineReplica(RenderOnly):
             EngineDeadError: The engine died; what was streamed is valid.
         """
         await self._check_engine()
-        with self.record.request("generate"), self._sequences.under_way(len(call.choices)):
+        with (
+            self.record.request("generate"),
+            self._sequences.under_way(len(call.choices)),
+            self.control.under_way(call),
+        ):
             clock = Clock()
             async with self._fetched(call, clock) as ready, aclosing(self._events(ready, clock)) as events:
                 async for event in events:
@@ -90,7 +98,7 @@ class EngineReplica(RenderOnly):
                             decoding.enter_context(self._decoding.under_way(len(call.choices)))
                             served = Served(self.record.tier, self.record.replica, clock.seconds)
                             self._count(prompts[0], clock, texts)
-                            yield Started(served, len(prompts[0].token_ids), max(text.cached_tokens for text in texts))
+                            yield _started(call, served, prompts[0], texts)
                         yield delta
             finally:
                 for prompt in prompts:
@@ -118,6 +126,10 @@ class EngineReplica(RenderOnly):
         """Empty the processors' caches, and with them what the engine holds."""
         await super().clear_mm_cache()
         await self.engine.reset_cache()
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """End requests by their clients' ids; their streams finish with the reason `abort`."""
+        await self.control.abort(request_ids)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: sequences under way, and tokens of the prompts that wait for their first output."""
@@ -157,9 +169,14 @@ class EngineReplica(RenderOnly):
 
     async def _render(self, call: GenerateCall) -> RenderedPrompt:
         """The one prompt of a call, its items pinned; whoever gets it closes its lease."""
-        prompt: RenderedPrompt = await self.renderer.request_pool.run(
-            lambda: rendered(self.renderer, call.request, call.skip_mm_cache)[0], discard=_release
-        )
+        request = call.request
+
+        def work() -> RenderedPrompt:
+            if isinstance(request, FeaturesRequest):
+                return self.renderer.receive(request)
+            return rendered(self.renderer, request, call.skip_mm_cache)[0]
+
+        prompt: RenderedPrompt = await self.renderer.request_pool.run(work, discard=_release)
         return prompt
 
     async def _prompts(self, call: GenerateCall) -> list[RenderedPrompt]:
@@ -183,6 +200,8 @@ class EngineReplica(RenderOnly):
 
     def _text(self, call: GenerateCall, choice: Choice, prompt: RenderedPrompt) -> ChoiceText:
         sampling = call.sampling
+        if not sampling.detokenize:
+            return ChoiceText(choice, sampling, Silent(), lambda token_id: "")
         detokenizer = self.renderer.detokenizer(
             prompt.token_ids,
             stop=sampling.stop,
@@ -200,11 +219,12 @@ class EngineReplica(RenderOnly):
         An engine that restarted after the prompt was rendered lacks the items that came without tensors; vLLM, whose
         cache knows no pins, may have dropped them by then: nothing has been generated, and the prompt is rendered anew.
         """
-        request_id = f"{call.request_id}-{choice.index}"
+        request_id = engine_id(call, choice.index)
         own = choice_params(params, choice.index % call.sampling.n)
         for rendering in range(1, MAX_RENDERINGS + 1):
             try:
-                async with aclosing(self._generate(prompt, own, request_id, choice.prior_output_ids)) as outputs:
+                submit = partial(self._generate, prompt, own, request_id, choice.prior_output_ids)
+                async with aclosing(self.control.run(call, request_id, submit)) as outputs:
                     async for output in outputs:
                         yield output
                 return
@@ -218,6 +238,13 @@ class EngineReplica(RenderOnly):
     ) -> AsyncGenerator[EngineOutput]:
         outputs = self.engine.generate(prompt, params, request_id=request_id, prior_output_ids=prior)
         return measured(cast(AsyncGenerator[EngineOutput], outputs))
+
+
+def _started(call: GenerateCall, served: Served, prompt: RenderedPrompt, texts: Sequence[ChoiceText]) -> Started:
+    started = Started(served, len(prompt.token_ids), max(text.cached_tokens for text in texts))
+    if not call.return_prompt:
+        return started
+    return replace(started, token_ids=prompt.token_ids, ranges=tuple(item.range for item in prompt.items))
 
 
 def _pinned_again(prompt: RenderedPrompt) -> RenderedPrompt:

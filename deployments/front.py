@@ -27,8 +27,8 @@ from deployments.calls import (
     Envelope,
     Event,
     GenerateCall,
+    Generation,
     RenderCall,
-    Rendering,
     Reply,
     SamplingRequest,
     TokenizeCall,
@@ -37,6 +37,7 @@ from deployments.calls import (
 from deployments.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.config import GreenroomConfig
 from deployments.derender import DerenderAnswer, parse_derender
+from deployments.generate_bodies import AbortBody, GenerateBody
 from deployments.generation import merge
 from deployments.metrics import metrics
 from deployments.schemas import (
@@ -52,13 +53,14 @@ from deployments.schemas import (
     parse_tokenize,
 )
 from deployments.tier import GENERATION, Decision, Operation, Tier, Tiers, choose_tier
-from renderer.conversation import ChatRequest, CompletionRequest
+from deployments.token_answers import TokenAnswer, TokenChunk, TokenForm
+from renderer.conversation import ChatRequest, CompletionRequest, TokensRequest
 from renderer.errors import ModelNotFoundError, RequestError, UnsupportedFieldError
 from renderer.prompt import RenderedPrompt
 
 T = TypeVar("T")
-BodyT = TypeVar("BodyT", bound=RenderChatBody | CompletionBody)
-RequestT = TypeVar("RequestT", bound=Rendering)
+BodyT = TypeVar("BodyT", bound=RenderChatBody | CompletionBody | GenerateBody)
+RequestT = TypeVar("RequestT", bound=Generation)
 
 # Parsing more than this holds the event loop for longer than a thread costs.
 INLINE_BYTES = 64 * 1024
@@ -81,6 +83,7 @@ class Understood(Generic[BodyT, RequestT]):
 
 ChatAsked = Understood[RenderChatBody, ChatRequest]
 TextAsked = Understood[CompletionBody, CompletionRequest]
+TokensAsked = Understood[GenerateBody, Generation]
 
 
 class Front:
@@ -161,6 +164,28 @@ class Front:
         """The chunks, once the first token is there."""
         usage = _usage_options(asked.body.stream_options)
         return await begun(self._text_events(asked, 1), self._text_form(asked), **usage)
+
+    async def understand_generate(self, data: Data, ticket: Ticket, request_id: str | None = None) -> TokensAsked:
+        """See `understand_chat`."""
+
+        def work() -> TokensAsked:
+            body = parse(GenerateBody, data)
+            self._check_model(body.model)
+            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
+
+        return _sized(await _off_loop(data, work))
+
+    async def generate(self, asked: TokensAsked) -> Reply[TokenAnswer]:
+        return await whole(self._token_events(asked, UNARY_TOKENS), self._token_form(asked))
+
+    async def generate_stream(self, asked: TokensAsked) -> Reply[AsyncGenerator[TokenChunk]]:
+        """The chunks, once the first token is there."""
+        usage = _usage_options(asked.body.stream_options)
+        return await begun(self._token_events(asked, 1), self._token_form(asked), **usage)
+
+    async def abort(self, data: Data) -> None:
+        """End the requests of these ids; ids that are not under way are ignored."""
+        await self.backend.abort(tuple(parse(AbortBody, data).request_ids))
 
     async def render_chat(self, asked: ChatAsked) -> Reply[RenderedPrompt]:
         """The rendered prompt, with tensors unless the body says `mm_payload: none`."""
@@ -255,6 +280,15 @@ class Front:
     def _text_form(self, asked: TextAsked) -> TextForm:
         return TextForm(Head(f"cmpl-{asked.request_id}", self._model(asked.body.model)))
 
+    def _token_form(self, asked: TokensAsked) -> TokenForm:
+        head = Head(f"generate-tokens-{asked.request_id}", self._model(asked.body.model))
+        return TokenForm(head, asked.body.output_mode == "text", asked.body.return_token_ids)
+
+    def _token_events(self, asked: TokensAsked, every: int) -> AsyncGenerator[Event]:
+        parts = isinstance(asked.request, TokensRequest)
+        operation = Operation.GENERATE_PARTS if parts else Operation.GENERATE_FEATURES
+        return self._events(operation, asked, (asked.request,), every, asked.body.return_token_ids)
+
     def _chat_events(self, asked: ChatAsked, every: int) -> AsyncGenerator[Event]:
         _check_chat(asked.body)
         return self._events(Operation.CHAT_COMPLETIONS, asked, (asked.request,), every)
@@ -264,7 +298,12 @@ class Front:
         return self._events(Operation.COMPLETIONS, asked, prompts, every)
 
     def _events(
-        self, operation: Operation, asked: Understood[Any, Any], prompts: tuple[Rendering, ...], every: int
+        self,
+        operation: Operation,
+        asked: Understood[Any, Any],
+        prompts: tuple[Generation, ...],
+        every: int,
+        return_prompt: bool = False,
     ) -> AsyncGenerator[Event]:
         """The events of all prompts' choices, numbered prompt by prompt."""
         skip = choose_tier(operation, self._tiers).skip_mm_cache or False
@@ -282,6 +321,8 @@ class Front:
                 skip_mm_cache=skip,
                 every=every,
                 affinity=affinity_key(prompt),
+                client_id=asked.request_id,
+                return_prompt=return_prompt,
             )
             for place, prompt in enumerate(prompts)
         ]
@@ -317,7 +358,7 @@ def _usage_options(options: StreamOptions | None) -> dict[str, bool]:
     return {"include_usage": options.include_usage, "continuous_usage": options.continuous_usage_stats}
 
 
-def _request_id(given: str | None, body: ChatBody | CompletionBody) -> str:
+def _request_id(given: str | None, body: ChatBody | CompletionBody | GenerateBody) -> str:
     """The body's own id first: Serve gives every request one, so a header says nothing of the client's wish."""
     return (body.request_id or given or uuid.uuid4().hex)[:MAX_REQUEST_ID_CHARS]
 

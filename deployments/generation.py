@@ -25,6 +25,18 @@ class Detokenizer(Protocol):
     def finish(self) -> str: ...
 
 
+class Silent:
+    """The detokenizer of a choice that nobody wants as text."""
+
+    stop_reason = None
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
 class ChoiceText:
     """Text and bookkeeping of one choice.
 
@@ -87,8 +99,11 @@ class ChoiceText:
         return Delta(self.index, text, ids, finish, stop, logprobs)
 
     def _entry(self, entry: TokenLogprobs) -> LogprobEntry:
-        top = tuple(LogprobEntry(self._spell(token_id), logprob) for token_id, logprob in entry.top)
-        return LogprobEntry(self._spell(entry.token_id), entry.logprob, top)
+        top = tuple(
+            LogprobEntry(self._spell(token_id), logprob, (), token_id, rank)
+            for rank, (token_id, logprob) in enumerate(entry.top, 1)
+        )
+        return LogprobEntry(self._spell(entry.token_id), entry.logprob, top, entry.token_id, entry.rank)
 
 
 async def deltas(outputs: AsyncIterator[EngineOutput], text: ChoiceText, every: int) -> AsyncGenerator[Delta]:

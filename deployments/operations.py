@@ -24,6 +24,7 @@ from deployments.records import Record
 from deployments.routes import http_app
 from deployments.schemas import Data
 from deployments.tier import Operation
+from deployments.token_answers import TokenAnswer, TokenChunk
 from renderer.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
@@ -69,6 +70,22 @@ class Operations:
             reply = await self.front.completion_stream(await self.front.understand_completion(body, ticket))
             async for chunk in reply.value:
                 yield chunk
+
+    async def generate(self, body: Data) -> TokenAnswer:
+        """Token ids in, token ids out: `features` has processed items, `content_parts` raw ones."""
+        with self.record.request("generate"), self.front.admit(Operation.GENERATE_FEATURES) as ticket:
+            return (await self.front.generate(await self.front.understand_generate(body, ticket))).value
+
+    async def generate_stream(self, body: Data) -> AsyncGenerator[TokenChunk]:
+        """See `chat_completions_stream`."""
+        with self.record.request("generate"), self.front.admit(Operation.GENERATE_FEATURES) as ticket:
+            reply = await self.front.generate_stream(await self.front.understand_generate(body, ticket))
+            async for chunk in reply.value:
+                yield chunk
+
+    async def abort(self, body: Data) -> None:
+        """End the generations of `request_ids`, whoever asked for them."""
+        await self.front.abort(body)
 
     async def render_chat(self, body: Data) -> RenderedPrompt:
         """The prompt that an engine would get of a chat body, tensors included unless `mm_payload` is `none`."""

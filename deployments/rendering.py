@@ -36,7 +36,7 @@ from deployments.work import call_seconds, item_seconds
 from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, MediaCache, ProcessedItem
 from renderer.config import RendererConfig
-from renderer.conversation import ChatRequest, CompletionRequest
+from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest
 from renderer.fetch import MediaFetcher
 from renderer.items import ItemSource
 from renderer.prompt import RenderedPrompt
@@ -128,18 +128,6 @@ class RenderOnly:
         with self.record.request("detokenize"):
             return await self._in_thread(work, clock, SECONDS_PER_REQUEST)
 
-    async def derender(self, call: DerenderCall) -> Reply[tuple[Derendered, ...]]:
-        """The texts of outputs, or of chunks of them."""
-        clock = Clock()
-
-        def work() -> tuple[Derendered, ...]:
-            texts = derendered(self.renderer, call)
-            clock.lap("derender")
-            return texts
-
-        with self.record.request("derender"):
-            return await self._in_thread(work, clock, SECONDS_PER_REQUEST)
-
     async def process_item(self, call: BorrowCall) -> ProcessedItem:
         """One item for another replica. Not beside an engine, whose sender cache nobody else may ask.
 
@@ -151,6 +139,18 @@ class RenderOnly:
         family = renderer.family.with_options(item.options)
         with self.record.request("borrowed"), self.waiting.under_way(item_seconds(item)):
             return await asyncio.wrap_future(processor.submit(item, family))
+
+    async def derender(self, call: DerenderCall) -> Reply[tuple[Derendered, ...]]:
+        """The texts of outputs, or of chunks of them."""
+        clock = Clock()
+
+        def work() -> tuple[Derendered, ...]:
+            texts = derendered(self.renderer, call)
+            clock.lap("derender")
+            return texts
+
+        with self.record.request("derender"):
+            return await self._in_thread(work, clock, SECONDS_PER_REQUEST)
 
     async def clear_mm_cache(self) -> None:
         """Empty the processors' caches."""
@@ -188,7 +188,7 @@ class RenderOnly:
     async def _fetched(self, call: MediaCallT, clock: Clock) -> AsyncIterator[MediaCallT]:
         """The call with the bytes of its media; what can be refused without them is refused before."""
         request = call.request
-        if self.fetcher is None or isinstance(request, str) or not any(image.is_remote for image in images(request)):
+        if isinstance(request, (str, FeaturesRequest)) or self.fetcher is None or not _is_remote(request):
             yield call
             return
         self.renderer.check(request)
@@ -205,6 +205,11 @@ class RenderOnly:
     def _params(self, call: RenderCall, prompt: RenderedPrompt) -> SamplingParams:
         defaults, length = self.renderer.generation_defaults, len(prompt.token_ids)
         return resolve(call.sampling, defaults, length, self.renderer.max_model_len)
+
+
+def _is_remote(request: Rendering) -> bool:
+    """Whether an image has to be fetched."""
+    return any(image.is_remote for image in images(request))
 
 
 async def warm_renderer(

@@ -68,6 +68,23 @@ def generation_routes(operations: Operations) -> APIRouter:
                 return _stream(await front.completion_stream(asked), timer, ticket)
             return _json(await front.completion(asked), timer)
 
+    @router.post("/inference/v1/generate")
+    async def generate(request: Request) -> Response:
+        with (
+            operations.record.request("generate"),
+            front.admit(Operation.GENERATE_FEATURES, _length(request)) as ticket,
+        ):
+            timer = Timer()
+            asked = await front.understand_generate(await _body(request), ticket, _id(request))
+            if asked.body.stream:
+                return _stream(await front.generate_stream(asked), timer, ticket)
+            return _json(await front.generate(asked), timer)
+
+    @router.post("/inference/v1/abort_requests")
+    async def abort_requests(request: Request) -> Response:
+        await front.abort(await _body(request))
+        return Response()
+
     return router
 
 

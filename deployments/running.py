@@ -19,14 +19,14 @@ def running_replicas(handle: Any) -> int | None:
     return len(router.request_router.curr_replicas)
 
 
-async def answers_of_all(handle: Any, method: str, timeout_s: float) -> tuple[Any, ...]:
-    """What all running replicas answer to a method without arguments: those that do in time, and without an error.
+async def answers_of_all(handle: Any, method: str, timeout_s: float, *arguments: Any) -> tuple[Any, ...]:
+    """What all running replicas answer: those that do in time, and without an error.
 
     Ray Serve's own way to collect the answers gives none as soon as one is late.
     """
     try:
         async with asyncio.timeout(timeout_s):
-            calls = await handle.broadcast(method)._fetch_replica_results_async()
+            calls = await handle.broadcast(method, *arguments)._fetch_replica_results_async()
     except (RayServeException, TimeoutError):
         return ()
     tasks = [asyncio.ensure_future(call.get_async()) for call in calls]

@@ -1,0 +1,242 @@
+"""Bodies of token-in/token-out: what a render answer is, sent on to an engine. Strict like all bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import orjson
+import pybase64
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from deployments.calls import Generation, SamplingRequest
+from deployments.messages import image_part
+from deployments.sampling import check
+from deployments.schemas import IGNORED, UNSUPPORTED, Body, StreamOptions, Strict, TokenId
+from renderer.conversation import FeatureItem, FeaturesRequest, TokensRequest
+from renderer.embed_runs import embed_mask
+from renderer.errors import RequestError, UnsupportedFieldError
+from renderer.prompt import PlaceholderRange, Tensors
+
+MAX_LOGPROBS = 20
+# Of `structured_outputs`: what has no meaning here, as the library that follows a schema is always the same.
+_ANY_STRUCTURED = frozenset({"disable_any_whitespace", "disable_fallback", "_backend", "_backend_was_auto"})
+
+
+class SamplingBody(Strict):
+    """`sampling_params`. What is left out has a plain default, whatever the checkpoint's generation defaults are;
+    without `max_tokens` the output may fill the context."""
+
+    # How vLLM hands outputs on inside, and whether it looks for a prefix: no token depends on these.
+    ignored: ClassVar[frozenset[str]] = frozenset({"output_kind", "skip_clone", "skip_reading_prefix_cache"})
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **UNSUPPORTED,
+        "extra_args": ({},),
+        "routed_experts_prompt_start": (0,),
+        "watermarking": (),
+    }
+
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: str | list[str] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] = Field(default_factory=list)
+    ignore_eos: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    structured_outputs: dict[str, Any] | None = None
+
+    def request(self, text: bool) -> SamplingRequest:
+        """
+        Args:
+            text: Whether the answer has text.
+
+        Raises:
+            RequestError: A value that no model could be asked for; names the field.
+        """
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not self.detokenize and (stop or text):
+            raise RequestError("stop strings, and output_mode text, need detokenize", "detokenize")
+        sampling = SamplingRequest(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=stop,
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            logprobs=self.logprobs,
+            structured=None if self.structured_outputs is None else structured(self.structured_outputs),
+            skip_special_tokens=self.skip_special_tokens,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            n=self.n,
+            detokenize=text or bool(stop),
+        )
+        check(sampling)
+        return sampling
+
+
+class Place(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    offset: int = Field(ge=0)
+    length: int = Field(ge=1)
+
+
+class FeaturesBody(Strict):
+    """Processed items by modality, in the order of the prompt.
+
+    `mm_embed_runs` goes beyond vLLM's protocol; without it the tokens themselves tell where embeddings go. Handle
+    callers may give an item's data as bytes (MessagePack), or as a mapping of numpy arrays, in the place of base64.
+    """
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"mm_metadata"})  # a part of kwargs_data over again
+
+    mm_hashes: dict[str, list[str]]
+    mm_placeholders: dict[str, list[Place]]
+    kwargs_data: dict[str, list[Any]] | None = None
+    mm_embed_runs: dict[str, list[Any]] | None = None
+
+    def items(self) -> tuple[FeatureItem, ...]:
+        """
+        Raises:
+            RequestError: The lists do not fit together, or an entry is malformed.
+        """
+        self._check_modalities()
+        places = self.mm_placeholders.get("image", [])
+        hashes = self._entries(self.mm_hashes, len(places), "mm_hashes")
+        data = self._entries(self.kwargs_data, len(places), "kwargs_data")
+        runs = self._entries(self.mm_embed_runs, len(places), "mm_embed_runs")
+        return tuple(
+            FeatureItem(name, _range(place, run), _data(entry, index))
+            for index, (name, place, run, entry) in enumerate(zip(hashes, places, runs, data, strict=True))
+        )
+
+    def _check_modalities(self) -> None:
+        for name, entries in self:
+            for modality in entries or ():
+                if modality != "image" and entries[modality]:
+                    raise UnsupportedFieldError(f"features.{name}: {modality[:64]!r} is not supported", "features")
+
+    @staticmethod
+    def _entries(entries: Mapping[str, list[Any]] | None, count: int, field: str) -> Sequence[Any]:
+        if entries is None:
+            return [None] * count
+        found = entries.get("image", [])
+        if len(found) != count:
+            raise RequestError(f"features.{field} has {len(found)} images, mm_placeholders has {count}", "features")
+        return found
+
+
+class GenerateBody(Body):
+    """`POST /inference/v1/generate`: token ids, with processed items that stand in them (`features`), or with one
+    placeholder for each of the raw images in `content_parts`."""
+
+    ignored: ClassVar[frozenset[str]] = IGNORED | {"token_offsets", "reasoning_ended", "reasoning_parser_kwargs"}
+
+    token_ids: Annotated[list[TokenId], Field(min_length=1)]
+    sampling_params: SamplingBody
+    features: FeaturesBody | None = None
+    content_parts: list[dict[str, Any]] | None = None
+    output_mode: Literal["tokens", "text"] = "tokens"
+    return_token_ids: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+    request_id: str | None = None
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.features is not None and self.content_parts:
+            raise RequestError("features and content_parts exclude each other", "content_parts")
+        if self.stream_options is not None and self.stream_options.asks and not self.stream:
+            raise RequestError("stream_options needs stream", "stream_options")
+        return self
+
+    def sampling(self) -> SamplingRequest:
+        return self.sampling_params.request(self.output_mode == "text")
+
+    def request(self) -> Generation:
+        """What the renderer gets. Token ids without any image pass unchanged."""
+        ids = tuple(self.token_ids)
+        if self.content_parts:
+            parts = enumerate(self.content_parts)
+            media = tuple(image_part(*_part(part, f"content_parts.{index}"), index) for index, part in parts)
+            return TokensRequest(ids, media, cache_salt=self.cache_salt)
+        return FeaturesRequest(ids, () if self.features is None else self.features.items(), self.cache_salt)
+
+
+class AbortBody(Body):
+    """`POST /inference/v1/abort_requests`: ids as requests gave them or answers show them."""
+
+    request_ids: list[str]
+
+
+def structured(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema of `structured_outputs`: `{}` for any JSON object, None where nothing is asked for.
+
+    Raises:
+        RequestError: Another kind of constraint is asked for, or the schema is no object.
+    """
+    asked = {
+        name: value for name, value in options.items() if value not in (None, False) and name not in _ANY_STRUCTURED
+    }
+    schema, any_object = asked.pop("json", None), asked.pop("json_object", None)
+    if asked:
+        field = f"structured_outputs.{min(asked)[:64]}"
+        raise UnsupportedFieldError(f"{field} is not supported, json and json_object are", field)
+    if isinstance(schema, str):
+        try:
+            schema = orjson.loads(schema)
+        except orjson.JSONDecodeError as error:
+            raise RequestError(f"structured_outputs.json is not JSON: {error.msg}", "structured_outputs") from error
+    if schema is not None and not isinstance(schema, dict):
+        raise RequestError("structured_outputs.json must be a JSON schema", "structured_outputs")
+    return {} if any_object and schema is None else schema
+
+
+def _range(place: Place, runs: Any) -> PlaceholderRange:
+    return PlaceholderRange(place.offset, place.length, None if runs is None else embed_mask(runs, place.length))
+
+
+def _data(entry: Any, index: int) -> bytes | Tensors | None:
+    if entry is None or isinstance(entry, (bytes, Mapping)):
+        return entry
+    if not isinstance(entry, str):
+        raise RequestError(f"features.kwargs_data: item {index} must be base64 or null", "features")
+    try:
+        return pybase64.b64decode(entry, validate=True)
+    except ValueError as error:
+        raise RequestError(
+            f"features.kwargs_data: item {index}: its base64 is malformed: {error}", "features"
+        ) from error
+
+
+def _part(part: Mapping[str, Any], place: str) -> tuple[str | None, str | None]:
+    """URL and uuid of a content part."""
+    if part.get("type") != "image_url":
+        raise UnsupportedFieldError(f"{place}: only parts of type image_url are supported", f"{place}.type")
+    for name, value in part.items():
+        if name not in ("type", "url", "uuid") and value is not None:
+            raise UnsupportedFieldError(f"{place}.{str(name)[:64]} is not supported", f"{place}.{str(name)[:64]}")
+    url, uuid = part.get("url"), part.get("uuid")
+    if url is not None and not isinstance(url, str):
+        raise RequestError(f"{place}.url must be a URL", f"{place}.url")
+    return url, None if uuid is None else str(uuid)
