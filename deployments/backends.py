@@ -54,7 +54,7 @@ class Backend(Protocol):
 
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]: ...
 
-    async def render_json(self, tier: Tier, call: RenderCall) -> Reply[bytes]: ...
+    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[bytes]: ...
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]: ...
 
@@ -148,8 +148,8 @@ class HandleBackend:
         )
         return reply
 
-    async def render_json(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
-        reply = await self._pure(tier, "render_json", call, render_crosses_by_reference(call))
+    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
+        reply = await self._pure(tier, "render_answer", call, render_crosses_by_reference(call))
         return Reply(reply.value.tobytes(), reply.served)
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
@@ -230,8 +230,8 @@ class LocalBackend:
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         return await self._replica.render(call)
 
-    async def render_json(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
-        reply = await self._replica.render_json(call)
+    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
+        reply = await self._replica.render_answer(call)
         return Reply(reply.value.tobytes(), reply.served)
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:

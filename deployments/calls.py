@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
+from deployments.answer_forms import AnswerForm
 from engine.protocol import EngineStats, TokenLogprobs
 from renderer.caches import CacheStats
 from renderer.conversation import (
@@ -95,13 +96,17 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class RenderCall:
-    """Render, on the readonly processor if `skip_mm_cache`, and without touching a pixel unless `tensors`."""
+    """Render, on the readonly processor if `skip_mm_cache`, and without touching a pixel unless `tensors`.
+
+    `form` is that of an answer over HTTP.
+    """
 
     request: Rendering
     sampling: SamplingRequest
     envelope: Envelope
     skip_mm_cache: bool
     tensors: bool = True
+    form: AnswerForm = "json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from deployments.admission import Admission, Lane, Ticket
 from deployments.affinity import affinity_key
+from deployments.answer_forms import AnswerForm
 from deployments.answers import (
     ChatChunk,
     ChatCompletion,
@@ -204,16 +205,16 @@ class Front:
         decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
         return await self.backend.render(decision.tier, call)
 
-    async def render_chat_json(self, asked: ChatAsked) -> Reply[bytes]:
+    async def render_chat_answer(self, asked: ChatAsked, form: AnswerForm = "json") -> Reply[bytes]:
         """The HTTP answer, written where the tensors are made."""
         operation = Operation.RENDER_CHAT if asked.body.tensors else Operation.LAYOUT
         decision, call = self._render_call(operation, asked, asked.body.tensors)
-        return await self.backend.render_json(decision.tier, call)
+        return await self.backend.render_answer(decision.tier, dataclasses.replace(call, form=form))
 
-    async def render_completion_json(self, asked: TextAsked) -> Reply[bytes]:
-        """See `render_chat_json`."""
+    async def render_completion_answer(self, asked: TextAsked, form: AnswerForm = "json") -> Reply[bytes]:
+        """See `render_chat_answer`."""
         decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
-        return await self.backend.render_json(decision.tier, call)
+        return await self.backend.render_answer(decision.tier, dataclasses.replace(call, form=form))
 
     async def tokenize(self, data: Data, ticket: Ticket) -> Reply[TokenizeAnswer]:
         body = await _off_loop(data, lambda: parse_tokenize(data))

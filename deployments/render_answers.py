@@ -1,4 +1,7 @@
-"""The answer to a render-only request over HTTP: everything that `generate` takes, as JSON bytes, written once."""
+"""The answer to a render-only request over HTTP: everything that `generate` takes, as bytes, written once.
+
+Both forms are the same object. Where JSON has the base64 of an item, MessagePack has its bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgpack
 import orjson
 import pybase64
 
+from deployments.answer_forms import AnswerForm
 from deployments.calls import Envelope, RenderCall, SamplingRequest
 from engine.protocol import SamplingParams
 from renderer.conversation import CompletionRequest
@@ -45,15 +50,17 @@ def render_answer(
         params: What an engine would be told, one for each prompt.
     """
     envelope, sampling = call.envelope, call.sampling
-    if not isinstance(call.request, CompletionRequest):
-        request_id = f"chatcmpl-{envelope.request_id}"
-        return orjson.dumps(_generate_request(request_id, envelope, sampling, prompts[0], params[0], codec))
-    ids = completion_ids(envelope.request_id, len(prompts))
+    single = not isinstance(call.request, CompletionRequest)
+    ids = [f"chatcmpl-{envelope.request_id}"] if single else completion_ids(envelope.request_id, len(prompts))
     requests = [
-        _generate_request(request_id, envelope, sampling, prompt, own, codec)
+        _generate_request(request_id, envelope, sampling, prompt, own, codec, call.form)
         for request_id, prompt, own in zip(ids, prompts, params, strict=True)
     ]
-    return orjson.dumps(requests)
+    answer = requests[0] if single else requests
+    if call.form == "json":
+        return orjson.dumps(answer)
+    packed: bytes = msgpack.packb(answer)
+    return packed
 
 
 def completion_ids(request_id: str, count: int) -> list[str]:
@@ -70,12 +77,13 @@ def _generate_request(
     prompt: RenderedPrompt,
     params: SamplingParams,
     codec: ItemCodec,
+    form: AnswerForm,
 ) -> dict[str, Any]:
     return {
         "request_id": request_id,
         "token_ids": prompt.token_ids,
         "token_offsets": None,
-        "features": _features(prompt.items, codec) if prompt.items else None,
+        "features": _features(prompt.items, codec, form) if prompt.items else None,
         "content_parts": None,
         "sampling_params": _sampling_params(sampling, params, envelope.stream),
         "model": envelope.model,
@@ -92,7 +100,7 @@ def _generate_request(
     }
 
 
-def _features(items: Sequence[PromptItem], codec: ItemCodec) -> dict[str, Any]:
+def _features(items: Sequence[PromptItem], codec: ItemCodec, form: AnswerForm) -> dict[str, Any]:
     """Hashes, ranges and tensors by modality; tensors and metadata null in a layout.
 
     `mm_embed_runs` goes beyond vLLM's protocol, whose readers ignore it: null where every token of every range carries
@@ -100,9 +108,10 @@ def _features(items: Sequence[PromptItem], codec: ItemCodec) -> dict[str, Any]:
     """
     places = [{"offset": item.range.offset, "length": item.range.length} for item in items]
     tensors = [item.tensors for item in items if item.tensors is not None]
-    data = [_base64(encode_item(own, codec.fields, codec.float_type)) for own in tensors]
+    written = _base64 if form == "json" else bytes
+    data = [written(encode_item(own, codec.fields, codec.float_type)) for own in tensors]
     runs = [embed_runs(item.range.embed_mask) for item in items]
-    metadata = [_base64(encoded) for own in tensors if (encoded := encode_metadata(own, codec.fields)) is not None]
+    metadata = [written(encoded) for own in tensors if (encoded := encode_metadata(own, codec.fields)) is not None]
     return {
         "mm_hashes": {"image": [item.mm_hash for item in items]},
         "mm_placeholders": {"image": places},

@@ -89,7 +89,7 @@ class RenderOnly:
         """The prompts of a request, with tensors as numpy arrays where the call wants them."""
         return await self._run("render", call, self._rendered)
 
-    async def render_json(self, call: RenderCall) -> Reply[NDArray[np.uint8]]:
+    async def render_answer(self, call: RenderCall) -> Reply[NDArray[np.uint8]]:
         """The HTTP answer to a render-only request: its bytes in an array, which crosses to the router uncopied."""
 
         def work(call: RenderCall, clock: Clock) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.admission import Ticket
+from deployments.answer_forms import MEDIA_TYPES, AnswerForm, answer_form
 from deployments.auth import KeyRing
 from deployments.calls import ReplicaReport, Reply, Served
 from deployments.edge import Edge
@@ -97,7 +98,8 @@ def render_routes(operations: Operations) -> APIRouter:
         with operations.record.request("render_chat"), front.admit(Operation.RENDER_CHAT, _length(request)) as ticket:
             timer = Timer()
             asked = await front.understand_chat(await _body(request), ticket, _id(request))
-            return _bytes(await front.render_chat_json(asked), timer)
+            form = answer_form(request.headers.get("accept"))
+            return _bytes(await front.render_chat_answer(asked, form), timer, form)
 
     @router.post("/v1/completions/render")
     async def render_completion(request: Request) -> Response:
@@ -107,7 +109,8 @@ def render_routes(operations: Operations) -> APIRouter:
         ):
             timer = Timer()
             asked = await front.understand_completion(await _body(request), ticket, _id(request))
-            return _bytes(await front.render_completion_json(asked), timer)
+            form = answer_form(request.headers.get("accept"))
+            return _bytes(await front.render_completion_answer(asked, form), timer, form)
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
@@ -217,8 +220,9 @@ def _json(reply: Reply[Any], timer: Timer) -> Response:
     return Response(orjson.dumps(reply.value), headers=timer.headers(reply.served), media_type=JSON)
 
 
-def _bytes(reply: Reply[bytes], timer: Timer) -> Response:
-    return Response(reply.value, headers=timer.headers(reply.served), media_type=JSON)
+def _bytes(reply: Reply[bytes], timer: Timer, form: AnswerForm) -> Response:
+    headers = {**timer.headers(reply.served), "Vary": "Accept"}
+    return Response(reply.value, headers=headers, media_type=MEDIA_TYPES[form])
 
 
 def _stream(reply: Reply[AsyncGenerator[Any]], timer: Timer, ticket: Ticket) -> Response:

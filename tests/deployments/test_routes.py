@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import msgpack
 import numpy as np
 import pybase64
 import pytest
@@ -222,3 +223,32 @@ async def test_large_bodies_are_parsed_beside_the_event_loop(http: httpx.AsyncCl
     content = [{"type": "image_url", "image_url": {"url": url}}]
     response = await http.post("/tokenize", json={"messages": [{"role": "user", "content": content}]})
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions/render", {"messages": about(picture(0), picture(1)), "request_id": "mine"}),
+        ("/v1/chat/completions/render", {**HELLO, "request_id": "mine"}),
+        ("/v1/completions/render", {"prompt": ["one", "two"], "request_id": "mine"}),
+    ],
+)
+async def test_messagepack_is_the_same_answer_with_bytes_in_the_place_of_base64(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    text = await http.post(path, json=body)
+    packed = await http.post(path, json=body, headers={"Accept": "application/x-msgpack"})
+    assert (text.headers["content-type"], text.headers["vary"]) == ("application/json", "Accept")
+    assert packed.headers["content-type"] == "application/x-msgpack"
+    unpacked, expected = msgpack.unpackb(packed.content), text.json()
+    for answer in expected if isinstance(expected, list) else [expected]:
+        for name in ("kwargs_data", "mm_metadata"):
+            if answer["features"] is not None:
+                own = answer["features"][name]["image"]
+                answer["features"][name]["image"] = [pybase64.b64decode(item) for item in own]
+    assert unpacked == expected
+
+
+async def test_errors_are_json_whatever_is_accepted(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/chat/completions/render", json={}, headers={"Accept": "application/x-msgpack"})
+    assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
