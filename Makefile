@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-render bench-serve test test-peer test-vllm goldens check format serve lock clean
+.PHONY: help setup demo bench-render bench-serve test test-faults test-peer test-vllm goldens check format serve lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-cuda: $(STAMP)  ## Test the embedded engine on this machine's GPU
 
 test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environment)
 	GREENROOM_PEER="$(PEER)" $(BIN)/python -m pytest -m peer --timeout 1200 $(ARGS)
+
+test-faults: $(STAMP)  ## Test with real faults under load: what is killed, updated, scaled, flooded (half an hour on two cores)
+	$(BIN)/python -m pytest -m faults -v --durations 0 tests/faults $(ARGS)
 
 goldens: $(STAMP)  ## Record the answers of vLLM 0.32 anew (PEER=its virtual environment, or the address of its renderer)
 	$(BIN)/python -m tests.goldens.record "$(PEER)" $(ARGS)

@@ -1,0 +1,173 @@
+"""A Ray cluster of the tests' own, deployed to by config as an operator does, and the processes that it consists of.
+
+Other clusters may run on this machine: what is killed here is always a process that this cluster's own state names.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from tests.stack.helpers import Application, wait_until
+
+START_S = 300
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One replica as Serve's controller knows it."""
+
+    deployment: str
+    name: str
+    pid: int
+    node: str
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A running cluster. `nodes` adds and removes nodes of it, all on this machine."""
+
+    address: str
+    nodes: Cluster
+
+
+@contextmanager
+def ray_cluster(cpus: int = 16) -> Iterator[RayCluster]:
+    """A cluster of one node that has so many CPUs to give away, whatever the machine has."""
+    port = free_port()
+    # In a folder of its own: in the usual one Ray writes down the cluster that whoever names none is to join.
+    with TemporaryDirectory(prefix="greenroom-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        head = {"num_cpus": cpus, "include_dashboard": False, "temp_dir": folder}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
+            yield RayCluster(f"http://127.0.0.1:{port}", nodes)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+            nodes.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Deployed(Application):
+    """An application deployed by config: told again with other arguments or numbers, it is updated in place."""
+
+    def __init__(self, name: str, address: str, args: Mapping[str, Any], **deployments: Mapping[str, Any]) -> None:
+        self._application: dict[str, Any] = {
+            "name": name,
+            "route_prefix": f"/{name}",
+            "import_path": "deployments.app:build",
+        }
+        self.update(args, **deployments)
+        self.wait_until_running(name)
+        super().__init__(name, f"{address}/{name}", serve.get_app_handle(name))
+        self._settle()
+
+    def update(
+        self, args: Mapping[str, Any], policy: Mapping[str, Any] | None = None, **deployments: Mapping[str, Any]
+    ) -> None:
+        """Deploy, or deploy again; returns before the update has been made.
+
+        Args:
+            policy: The application's `autoscaling_policy`.
+            deployments: Serve's options by deployment, as in the `deployments` section of a config file.
+        """
+        options = [{"name": deployment, **options} for deployment, options in deployments.items()]
+        self._application |= {"args": dict(args), "deployments": options, "autoscaling_policy": policy}
+        config = ServeDeploySchema.model_validate({"applications": [self._application]})
+        _get_global_client().deploy_apps(config)
+
+    def wait_until_running(self, name: str | None = None) -> None:
+        def runs() -> bool:
+            application = serve.status().applications.get(name or self.name)
+            assert application is None or application.status != "DEPLOY_FAILED", application
+            return application is not None and application.status == "RUNNING"
+
+        wait_until(runs, START_S, "the application runs")
+
+    def replicas(self, deployment: str, state: str = "RUNNING") -> list[Replica]:
+        """The replicas of a deployment that are in a state, oldest first; dead ones that the controller has yet to
+        notice left out."""
+        details = _get_global_client().get_serve_details()["applications"][self.name]["deployments"][deployment]
+        found = [replica for replica in details["replicas"] if replica["state"] == state and _lives(replica["pid"])]
+        found.sort(key=lambda replica: float(replica["start_time_s"]))
+        return [Replica(deployment, each["replica_id"], each["pid"], each["node_id"]) for each in found]
+
+    def wait_for_replicas(self, **numbers: int) -> None:
+        """Until each deployment has so many running replicas, and no other."""
+
+        def there() -> bool:
+            states = serve.status().applications[self.name].deployments
+            return all(states[name].replica_states == {"RUNNING": number} for name, number in numbers.items())
+
+        wait_until(there, START_S, f"replicas: {numbers}")
+
+    def close(self) -> None:
+        self.http.close()
+        serve.delete(self.name)
+
+    def _settle(self) -> None:
+        """Until the proxy has the route: it may answer 404 for a moment."""
+        wait_until(lambda: self.http.get("/v1/models").status_code == 200, 60, "the proxy knows the route")
+
+
+def core_of(engine: Replica) -> psutil.Process:
+    """The engine core of an engine replica: its child that runs `engine.core`."""
+    for child in psutil.Process(engine.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "engine.core" in " ".join(child.cmdline()):
+                return child
+    raise LookupError(f"engine replica {engine.name} has no core")
+
+
+def kill(pid: int) -> None:
+    """kill -9, and wait until the process is gone."""
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while _lives(pid):
+        assert time.monotonic() < deadline, f"process {pid} outlives its kill"
+        time.sleep(0.01)
+
+
+def _lives(pid: int | None) -> bool:
+    try:
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def proxy_pid() -> int:
+    """The process of the cluster's only HTTP proxy."""
+    (proxy,) = _get_global_client().get_serve_details()["proxies"].values()
+    actor = ray.get_actor(proxy["actor_name"], namespace=SERVE_NAMESPACE)
+    return int(ray.get(actor.__ray_call__.remote(_own_pid), timeout=30))
+
+
+def controller_pid() -> int:
+    return int(ray.get(_get_global_client()._controller.__ray_call__.remote(_own_pid), timeout=30))
+
+
+_own_pid: Callable[[Any], int] = lambda actor: os.getpid()  # noqa: E731  # pickled by value: actors cannot import tests
