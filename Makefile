@@ -6,15 +6,17 @@ BIN    := $(VENV)/bin
 MODEL  ?=
 PORT   ?= 8000
 CONFIG ?= serve_config.yaml
+ADDRESS ?=
 ARGS   ?=
 PEER   ?=
 STAMP  := $(VENV)/.installed
+LAUNCH  = $(BIN)/python -m deployments.launch --config $(CONFIG) $(if $(MODEL),--model $(MODEL)) $(if $(ADDRESS),--address $(ADDRESS))
 
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-render bench-serve test test-faults test-peer test-vllm goldens check format serve lock clean
+.PHONY: help setup demo bench-render bench-serve test test-faults test-peer test-vllm goldens check format serve serve-fast check-config lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +34,14 @@ $(STAMP): constraints.txt pyproject.toml
 demo: $(STAMP)  ## Start the application on the demo model, take a tour over HTTP, shut down
 	$(BIN)/python -m demo
 
-serve: $(STAMP)  ## Serve in the foreground until Ctrl-C (MODEL=path or hub id, PORT=8000, CONFIG=serve_config.yaml)
-	$(BIN)/python -m deployments.launch --config $(CONFIG) --port $(PORT) $(if $(MODEL),--model $(MODEL))
+serve: $(STAMP)  ## Serve in the foreground until Ctrl-C (MODEL=path or hub id, PORT=8000, CONFIG=serve_config.yaml, ADDRESS=a Ray cluster's host:port)
+	$(LAUNCH) --port $(PORT)
+
+serve-fast: $(STAMP)  ## The same behind the high-throughput ingress (HAProxy), as production runs
+	$(LAUNCH) --port $(PORT) --ingress haproxy
+
+check-config: $(STAMP)  ## Check a Serve config file without starting anything (CONFIG=serve_config.yaml)
+	$(LAUNCH) --check
 
 test: $(STAMP)  ## Run the test suite (ARGS='-k name' to choose)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,132 +1,101 @@
-"""`make serve`: the application of a Serve config file, on this machine, in the foreground until Ctrl-C.
+"""`make serve`, `make serve-fast`: the applications of a Serve config file, in the foreground until Ctrl-C.
 
-Serve itself ignores keys that it does not know; here a configuration is checked whole before anything starts.
+The file is checked whole before anything starts; a cluster that is joined is asked first whether it would work.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
+from deployments.config_file import SERVE_CONFIG, load_config
+from deployments.ray_cluster import ensure_token, look, ray_environment
 from renderer.errors import ConfigError
 
-SERVE_CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
-TOKEN_PATH = Path("~/.ray/auth_token").expanduser()
+Ingress = Literal["proxy", "haproxy"]
+
+# What haproxy and Serve beside it listen on, the variable that sets it, and its default.
+HAPROXY_PORTS = {
+    "Serve's fallback proxy": ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", 8500),
+    "haproxy's statistics": ("RAY_SERVE_HAPROXY_STATS_PORT", 8404),
+    "haproxy's metrics": ("RAY_SERVE_HAPROXY_METRICS_PORT", 9101),
+}
 
 
-def ray_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that every Ray process of ours gets: token authentication on, loopback only, no usage reports.
+def serve(config: dict[str, Any], ingress: Ingress, address: str | None) -> int:
+    """Run `serve run` on the config until it ends or is interrupted; return its exit status.
 
-    What the caller has set already wins. A Ray replica's gRPC port unpickles what it gets, on one machine too.
+    Args:
+        address: Of the Ray cluster to join; None to start one on this machine and stop it at the end.
     """
-    ours = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for binding to 127.0.0.1 instead of the host's address
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return {**ours, **environ}
-
-
-def ensure_token(path: Path = TOKEN_PATH) -> None:
-    """Write the token that Ray's authentication reads by default, if there is none yet, for this user's eyes only."""
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
-
-
-def load_config(path: Path, model: str | None, port: int | None) -> dict[str, Any]:
-    """Read a Serve config file, put the command line's choices in, and refuse what Serve or Greenroom would not know.
-
-    Raises:
-        ConfigError: The file is missing, is no YAML, or has keys or values that nobody understands.
-    """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if model is not None:
-        for application in config.get("applications", []):
-            application.setdefault("args", {})["model"] = model
-    if port is not None:
-        config.setdefault("http_options", {})["port"] = port
-    check_config(config)
-    return dict(config)
-
-
-def check_config(config: dict[str, Any]) -> None:
-    """Check a whole Serve config: Serve's schema, no key that it would ignore, and Greenroom's own arguments."""
-    from ray.serve.schema import ServeDeploySchema
-
-    from deployments.config import GreenroomConfig
-
-    try:
-        ServeDeploySchema.model_validate(config)
-        unknown = list(unknown_keys(ServeDeploySchema, config))
-        if unknown:
-            raise ConfigError(f"unknown keys: {', '.join(unknown)}")
-        for application in config["applications"]:
-            if application["import_path"].startswith("deployments.app:"):
-                GreenroomConfig.model_validate(application.get("args", {}))
-    except ValidationError as error:
-        raise ConfigError(str(error)) from error
-
-
-def unknown_keys(schema: type[BaseModel], data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of the keys that the schema does not have, at every level that is a model or a list of models."""
-    fields = {field.alias or name: field for name, field in schema.model_fields.items()}
-    for key, value in data.items():
-        if key not in fields:
-            yield f"{prefix}{key}"
-            continue
-        model = _model_of(fields[key].annotation)
-        if model is None:
-            continue
-        entries = value if isinstance(value, list) else [value]
-        for position, entry in enumerate(entries):
-            if isinstance(entry, Mapping):
-                yield from unknown_keys(
-                    model, entry, f"{prefix}{key}[{position}]." if len(entries) > 1 else f"{prefix}{key}."
-                )
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The model within an annotation such as `Optional[Model]` or `List[Model]`; None for anything else."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        model = _model_of(argument)
-        if model is not None:
-            return model
-    return None
-
-
-def serve(config: dict[str, Any]) -> int:
-    """Run `serve run` on the config until it ends or is interrupted; return its exit status."""
-    with tempfile.NamedTemporaryFile("w", prefix="greenroom-", suffix=".yaml") as file:
-        yaml.safe_dump(config, file)
-        file.flush()
-        command = [str(Path(sys.executable).parent / "serve"), "run", file.name]
+    with tempfile.TemporaryDirectory(prefix="greenroom-") as folder:
+        file = Path(folder, "serve_config.yaml")
+        file.write_text(yaml.safe_dump(config))
+        environment = environment_of(ingress, address, Path(folder))
+        command = [str(Path(sys.executable).parent / "serve"), "run", "--address", address or "local", str(file)]
         # A shell starts what it puts into the background with SIGINT ignored, and a child would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen(command, env=ray_environment(os.environ))
+        process = subprocess.Popen(command, env=environment)
         # Ctrl-C reaches the child by itself, through the terminal's process group; SIGTERM has to be passed on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
-        return process.wait()
+        try:
+            return process.wait()
+        finally:
+            end_leftovers(folder)
+
+
+def environment_of(ingress: Ingress, address: str | None, folder: Path) -> dict[str, str]:
+    """What Ray's processes get: see `ray_cluster.ray_environment`."""
+    one_machine = address is None or address.rpartition(":")[0] in ("127.0.0.1", "localhost")
+    environment = ray_environment(os.environ, folder if ingress == "haproxy" else None, one_machine)
+    environment.pop("RAY_ADDRESS", None)
+    return environment
+
+
+def end_leftovers(folder: str) -> None:
+    """End the haproxy of a Serve that did not end it. Its command line names the folder, as no other's does.
+
+    It would keep its ports, and the next start would fail on them.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = process.joinpath("cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"haproxy" in command and folder.encode() in command:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def check_ports(config: Mapping[str, Any], ingress: Ingress, environ: Mapping[str, str]) -> None:
+    """Refuse to start where something listens already: Ray would go on without its ingress, or with another's.
+
+    Raises:
+        ConfigError: Names the port.
+    """
+    options = config.get("http_options", {})
+    ports = {"HTTP": int(options.get("port", 8000))}
+    if ingress == "haproxy":
+        ports |= {use: int(environ.get(name, default)) for use, (name, default) in HAPROXY_PORTS.items()}
+    for use, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.get("host", "0.0.0.0"), port))
+            except OSError as error:
+                raise ConfigError(f"port {port} ({use}) cannot be had: {error.strerror}") from error
 
 
 def main() -> int:
@@ -134,13 +103,32 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=SERVE_CONFIG, help="a Serve config file (default: %(default)s)")
     parser.add_argument("--model", help="path of a local checkpoint, or a hub id, instead of the file's")
     parser.add_argument("--port", type=int, help="HTTP port instead of the file's")
+    parser.add_argument(
+        "--ingress",
+        choices=get_args(Ingress),
+        default="proxy",
+        help="Serve's own proxy, or haproxy: for production (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        help="host:port of a running Ray cluster to join (default: start one on this machine)",
+    )
+    parser.add_argument("--check", action="store_true", help="check the file and do nothing else")
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.model, arguments.port)
+        if arguments.check:
+            print(f"{arguments.config}: in order")
+            return 0
+        if arguments.address is None:
+            ensure_token()
+            check_ports(config, arguments.ingress, os.environ)
+        else:
+            look(arguments.address, environment_of(arguments.ingress, arguments.address, Path()))
     except ConfigError as error:
         parser.error(str(error))
-    ensure_token()
-    return serve(config)
+    return serve(config, arguments.ingress, arguments.address)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""A Serve config file, read and checked whole: Serve itself ignores the keys that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, RENDER_SECONDS
+from deployments.config import GreenroomConfig
+from renderer.errors import ConfigError
+
+SERVE_CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
+BUILDERS = "deployments.app"
+FIGURES = (RENDER_SECONDS, ENGINE_SEQUENCES, ENGINE_PROMPT_TOKENS)
+
+
+def load_config(path: Path, model: str | None, port: int | None) -> dict[str, Any]:
+    """Read a Serve config file, put the command line's choices in, and refuse what Serve or Greenroom would not know.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or has keys or values that nobody understands.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if model is not None:
+        for application in config.get("applications", []):
+            application.setdefault("args", {})["model"] = model
+    if port is not None:
+        config.setdefault("http_options", {})["port"] = port
+    check_config(config)
+    return dict(config)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Check a whole Serve config: Serve's schema, no key that it would ignore, and every application of Greenroom's.
+
+    Raises:
+        ConfigError: Names the keys or values at fault.
+    """
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        ServeDeploySchema.model_validate(config)
+        unknown = list(unknown_keys(ServeDeploySchema, config))
+        if unknown:
+            raise ConfigError(f"unknown keys: {', '.join(unknown)}")
+        for application in config["applications"]:
+            if application["import_path"].startswith(f"{BUILDERS}:"):
+                check_application(application)
+    except ValidationError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_application(application: Mapping[str, Any]) -> None:
+    """Build one application and compare what the file says of its deployments with what there is."""
+    from deployments import app
+
+    builder = getattr(app, application["import_path"].partition(":")[2], None)
+    if builder is None:
+        raise ConfigError(f"import_path: {BUILDERS} has no {application['import_path'].partition(':')[2]!r}")
+    names = deployment_names(builder(GreenroomConfig.model_validate(application.get("args", {}))))
+    policy = (application.get("autoscaling_policy") or {}).get("policy_kwargs", {})
+    scaled = policy.get("tiers", {})
+    for where, given in (
+        ("deployments", [deployment["name"] for deployment in application.get("deployments", [])]),
+        ("autoscaling_policy.policy_kwargs.tiers", scaled),
+    ):
+        strange = [name for name in given if name not in names]
+        if strange:
+            raise ConfigError(f"{where}: no deployment {', '.join(strange)}; there are {', '.join(sorted(names))}")
+    strange = [figure for carried in scaled.values() for figure in carried if figure not in FIGURES]
+    if strange:
+        raise ConfigError(f"autoscaling_policy: nobody tells {', '.join(strange)}; there are {', '.join(FIGURES)}")
+
+
+def deployment_names(application: Any) -> set[str]:
+    """Of every deployment in an application's graph."""
+    deployment = application._bound_deployment
+    bound = [each for each in deployment.init_args if hasattr(each, "_bound_deployment")]
+    return {deployment.name}.union(*map(deployment_names, bound))
+
+
+def unknown_keys(schema: type[BaseModel], data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of the keys that the schema does not have, at every level that is a model or a list of models."""
+    fields = {field.alias or name: field for name, field in schema.model_fields.items()}
+    for key, value in data.items():
+        if key not in fields:
+            yield f"{prefix}{key}"
+            continue
+        model = _model_of(fields[key].annotation)
+        if model is None:
+            continue
+        entries = value if isinstance(value, list) else [value]
+        for position, entry in enumerate(entries):
+            if isinstance(entry, Mapping):
+                yield from unknown_keys(
+                    model, entry, f"{prefix}{key}[{position}]." if len(entries) > 1 else f"{prefix}{key}."
+                )
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model within an annotation such as `Optional[Model]` or `List[Model]`; None for anything else."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        model = _model_of(argument)
+        if model is not None:
+            return model
+    return None

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.config_file import SERVE_CONFIG, load_config
+from renderer.errors import ConfigError
+
+POLICY = "deployments.autoscaling:ApplicationPolicy"
+
+
+def write(tmp_path: Path, config: object) -> Path:
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def minimal(builder: str = "build", **changes: object) -> dict[str, object]:
+    application: dict[str, object] = {"import_path": f"deployments.app:{builder}", "args": {"model": "demo/model"}}
+    return {"applications": [application | changes]}
+
+
+def deployed(**deployment: object) -> dict[str, object]:
+    return minimal(deployments=[{"name": "Router", **deployment}])
+
+
+def scaled(tiers: object) -> dict[str, object]:
+    return minimal(autoscaling_policy={"policy_function": POLICY, "policy_kwargs": {"tiers": tiers}})
+
+
+def test_the_shipped_config_file_is_valid() -> None:
+    assert load_config(SERVE_CONFIG, None, None)["http_options"]["host"] == "127.0.0.1"
+
+
+def test_the_command_line_overrides_model_and_port(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, minimal()), "other", 8123)
+    assert config["applications"][0]["args"]["model"] == "other"
+    assert config["http_options"]["port"] == 8123
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({**minimal(), "application": []}, "application"),
+        (deployed(num_replica=1), "num_replica"),
+        (deployed(autoscaling_config={"max_replica": 2}), "max_replica"),
+        (deployed(name="Routre"), "no deployment Routre; there are EngineReplica, RenderReplica, Router"),
+        (minimal("build_render", deployments=[{"name": "Router"}]), "there are RenderIngress"),
+        (minimal("biuld"), "biuld"),
+        (minimal(args={"modle": "demo/model"}), "modle"),
+        (minimal(args={"model": "demo/model", "router": {"max_body_bytes": "many"}}), "max_body_bytes"),
+        (scaled({"Render": {"render_seconds": 1}}), "no deployment Render"),
+        (scaled({"RenderReplica": {"seconds": 1}}), "nobody tells seconds"),
+    ],
+)
+def test_what_serve_would_ignore_or_find_too_late_is_refused_by_name(
+    tmp_path: Path, config: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_config(write(tmp_path, config), None, None)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml", None, None)
