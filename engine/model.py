@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoImageProcessor
 
-from engine.attention import PAGED, KVPool, KVShape, PagedBatch, Prefill, SingleTokens
+from engine.attention import PAGED, KVPool, KVShape, PackedPrefills, PagedBatch, Prefill, SingleTokens
 from engine.blocks import NULL_BLOCK
 from engine.config import EngineConfig
 from engine.families import find_family
+from engine.fusion import fuse_norms
 from engine.graphs import DecodeGraphs, DecodeInputs
 from engine.scheduler import Chunk
 from engine.weights import load_weights, replace_weights
@@ -32,6 +33,8 @@ class Model:
         text = hf_config.get_text_config()
         _check_attention(text)
         model = self._model = load_weights(config, family, self.dtype).to(self.device).eval()
+        if self.device.type == "cuda":
+            fuse_norms(model)
         self.family = family(model, _load_processor(config) if family.takes_images else None)
         self._decoder = model.get_decoder()
         self._decoder.config._attn_implementation = PAGED
@@ -45,6 +48,7 @@ class Model:
         self.num_blocks = config.kv_cache_bytes // (shape.token_bytes * config.block_size) - 1
         if self.num_blocks < 1:
             raise ConfigError(f"kv_cache_bytes={config.kv_cache_bytes} has no room for a block beside the empty one")
+        self._packs = self.device.type == "cuda" and self.dtype.itemsize == 2
         self._graphs: DecodeGraphs | None = None
         self._pool = KVPool(shape, self.num_blocks + 1, config.block_size, self.device)
 
@@ -90,7 +94,7 @@ class Model:
         last = (inputs.lengths - 1)[:, None]
         blocks = inputs.tables.gather(1, last // self._block_size)
         slots = (blocks * self._block_size + last % self._block_size).flatten()
-        batch = PagedBatch(self._pool, slots, single, ())
+        batch = PagedBatch(self._pool, slots, single)
         return self._logits(self._decode(self._embed(inputs.ids), inputs.positions, batch))
 
     def _decode(self, embeds: torch.Tensor, positions: torch.Tensor, batch: PagedBatch, **visual: Any) -> torch.Tensor:
@@ -131,15 +135,14 @@ class Model:
         return self.family.decoder_inputs(visual[None], joined[:, embeds.shape[1] :])
 
     def _batch(self, chunks: Sequence[Chunk]) -> PagedBatch:
-        slots = np.concatenate([self._slots(chunk) for chunk in chunks])
+        slots = np.concatenate([self._slots(chunk, chunk.start) for chunk in chunks])
         single = [chunk for chunk in chunks if chunk.end - chunk.start == 1]
-        prefills, row = [], len(single)
-        for chunk in chunks[len(single) :]:
-            prefills.append(self._prefill(chunk, row))
-            row += chunk.end - chunk.start
+        several = chunks[len(single) :]
+        packed = self._packed(several, len(single)) if several and self._packs else None
+        prefills = () if packed is not None else self._prefills(several, len(single))
         tables, lengths = map(self._tensor, self._tables(single))
         tokens = SingleTokens.of(tables, lengths, self._block_size, self.dtype) if single else None
-        return PagedBatch(self._pool, self._tensor(slots), tokens, tuple(prefills))
+        return PagedBatch(self._pool, self._tensor(slots), tokens, prefills, packed)
 
     def _tables(self, single: Sequence[Chunk]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Block tables, padded with the null block, and lengths of sequences with one new token."""
@@ -148,6 +151,13 @@ class Model:
         for table, chunk, count in zip(tables, single, counts, strict=True):
             table[:count] = chunk.request.block_table[:count]
         return tables, np.array([chunk.end for chunk in single], dtype=np.int64)
+
+    def _prefills(self, chunks: Sequence[Chunk], row: int) -> tuple[Prefill, ...]:
+        prefills = []
+        for chunk in chunks:
+            prefills.append(self._prefill(chunk, row))
+            row += chunk.end - chunk.start
+        return tuple(prefills)
 
     def _prefill(self, chunk: Chunk, row: int) -> Prefill:
         length = chunk.end - chunk.start
@@ -158,9 +168,17 @@ class Model:
         blocks = chunk.request.block_table[: self._blocks(chunk.end)].astype(np.int64)
         return Prefill(row, row + length, self._tensor(blocks), chunk.end, mask)
 
-    def _slots(self, chunk: Chunk) -> NDArray[np.int64]:
-        """Where the chunk's keys and values go."""
-        index = np.arange(chunk.start, chunk.end, dtype=np.int64)
+    def _packed(self, chunks: Sequence[Chunk], row: int) -> PackedPrefills:
+        lengths, contexts = [chunk.end - chunk.start for chunk in chunks], [chunk.end for chunk in chunks]
+        bounds, context_bounds = (
+            self._tensor(np.cumsum([0, *counts], dtype=np.int32)) for counts in (lengths, contexts)
+        )
+        context = self._tensor(np.concatenate([self._slots(chunk, 0) for chunk in chunks]))
+        return PackedPrefills(row, bounds, context_bounds, context, max(lengths), max(contexts))
+
+    def _slots(self, chunk: Chunk, start: int) -> NDArray[np.int64]:
+        """Where keys and values of the chunk's sequence lie, from a token on to the chunk's end."""
+        index = np.arange(start, chunk.end, dtype=np.int64)
         blocks = chunk.request.block_table[index // self._block_size].astype(np.int64)
         return blocks * self._block_size + index % self._block_size
 

@@ -93,7 +93,7 @@ def test_decode_steps_of_any_number_of_requests_run_as_graphs(monkeypatch: pytes
     worker = worker_of("qwen2_5_vl", "float32")
     monkeypatch.setattr(DecodeGraphs, "run", counted)
     rig, lab = Rig(worker), gpu_lab("qwen2_5_vl", torch.float32)
-    prompts = [lab.prompt(Text(count + 1, count)) for count in range(16)]
+    prompts = [lab.prompt(Text(count + 2, count)) for count in range(16)]
     for count in (1, 3, 16):
         answers = rig.answers(*prompts[:count])
         assert answers == [lab.alone(prompt, GREEDY.max_tokens) for prompt in prompts[:count]]
