@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ray.exceptions import RayActorError
 
@@ -25,15 +25,17 @@ from deployments.calls import (
     media_bytes,
     text_bytes,
 )
-from deployments.config import RouterConfig
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
-from deployments.rendering import RenderOnly
 from deployments.running import answers_of_all, running_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds
 from renderer.errors import NotSupportedError
 from renderer.prompt import RenderedPrompt
+
+if TYPE_CHECKING:
+    from deployments.config import RouterConfig
+    from deployments.rendering import RenderOnly
 
 logger = logging.getLogger("ray.serve.greenroom")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from renderer.tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from renderer.tokenizer import Tokenizer
 
 # Tokens of the prompt that decide how the output's first ones are spelled (SentencePiece: a leading blank).
 CONTEXT_TOKENS = 6

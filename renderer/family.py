@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from renderer.errors import RequestError
-from renderer.pixels import Pixels
 from renderer.placeholders import Replacement, expand
 from renderer.prompt import ImageSize, Modality, PlaceholderRange, Tensors
+
+if TYPE_CHECKING:
+    from renderer.pixels import Pixels
 
 FieldKind = Literal["batched", "flat", "shared"]
 

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from renderer.errors import MediaError
-from renderer.pixels import Pixels
 from renderer.prompt import ImageSize
+
+if TYPE_CHECKING:
+    from renderer.pixels import Pixels
 
 # Still-image formats that Pillow decodes in this process and whose headers give the decoded size and mode.
 _PLUGINS = {
