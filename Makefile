@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-render bench-serve test test-faults test-peer test-vllm goldens check format serve serve-fast check-config lock clean
+.PHONY: help setup demo bench-render bench-serve test test-faults test-fuzz test-peer test-vllm goldens check format serve serve-fast check-config lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: $(STAMP)  ## Run the test suite (ARGS='-k name' to choose)
 
 test-cuda: $(STAMP)  ## Test the embedded engine on this machine's GPU
 	$(BIN)/python -m pytest -m cuda tests/cuda $(ARGS)
+
+test-fuzz: $(STAMP)  ## Whatever comes over the wire is read or refused: 20,000 generated cases a decoder
+	$(BIN)/python -m pytest -m fuzz --timeout 3600 $(ARGS)
 
 test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environment)
 	GREENROOM_PEER="$(PEER)" $(BIN)/python -m pytest -m peer --timeout 1200 $(ARGS)

@@ -87,13 +87,15 @@ def _part(part: Any, place: str, numbers: Iterator[int]) -> Part:
     if not isinstance(part, Mapping):
         raise RequestError(f"{place} must be an object", place)
     kind = part.get("type", "image_url" if "image_url" in part else None)
-    if kind in TEXT_TYPES:
-        return TextPart(_text(part, str(kind), place))
-    if kind in IMAGE_TYPES:
-        return image_part(_url(part, place), _uuid(part), next(numbers))
     if kind is None:
         raise RequestError(f"{place} has no type", f"{place}.type")
-    raise UnsupportedFieldError(f"{place}: parts of type {str(kind)[:64]!r} are not supported", f"{place}.type")
+    if not isinstance(kind, str):
+        raise RequestError(f"{place}.type must be a string", f"{place}.type")
+    if kind in TEXT_TYPES:
+        return TextPart(_text(part, kind, place))
+    if kind in IMAGE_TYPES:
+        return image_part(_url(part, place), _uuid(part), next(numbers))
+    raise UnsupportedFieldError(f"{place}: parts of type {kind[:64]!r} are not supported", f"{place}.type")
 
 
 def _text(part: Mapping[str, Any], kind: str, place: str) -> str:

@@ -18,7 +18,8 @@ from tests.stack.helpers import ITEM_BYTES, Application
 
 # An engine cache of three pictures: evictions are what the tests about drift need.
 CACHED_PICTURES = 3
-RENDERER = {"media_threads": 1, "render_threads": 2}
+# Pictures are fetched from loopback by this name alone.
+RENDERER = {"media_threads": 1, "render_threads": 2, "fetch": {"internal_hosts": ["localhost"], "backoff_s": 0}}
 SMALL = {
     "model": "demo/model",
     "renderer": RENDERER,
