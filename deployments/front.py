@@ -38,7 +38,7 @@ from deployments.calls import (
 from deployments.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.config import GreenroomConfig
 from deployments.derender import DerenderAnswer, parse_derender
-from deployments.generate_bodies import AbortBody, GenerateBody
+from deployments.generate_bodies import AbortBody, GenerateBody, RenderTokensBody
 from deployments.generation import merge
 from deployments.metrics import metrics
 from deployments.schemas import (
@@ -85,6 +85,7 @@ class Understood(Generic[BodyT, RequestT]):
 ChatAsked = Understood[RenderChatBody, ChatRequest]
 TextAsked = Understood[CompletionBody, CompletionRequest]
 TokensAsked = Understood[GenerateBody, Generation]
+TokensRenderAsked = Understood[RenderTokensBody, TokensRequest]
 
 
 class Front:
@@ -176,6 +177,16 @@ class Front:
 
         return _sized(await _off_loop(data, work))
 
+    async def understand_tokens(self, data: Data, ticket: Ticket, request_id: str | None = None) -> TokensRenderAsked:
+        """See `understand_chat`."""
+
+        def work() -> TokensRenderAsked:
+            body = parse(RenderTokensBody, data)
+            self._check_model(body.model)
+            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
+
+        return _sized(await _off_loop(data, work))
+
     async def generate(self, asked: TokensAsked) -> Reply[TokenAnswer]:
         return await whole(self._token_events(asked, UNARY_TOKENS), self._token_form(asked))
 
@@ -188,9 +199,9 @@ class Front:
         """End the requests of these ids; ids that are not under way are ignored."""
         await self.backend.abort(tuple(parse(AbortBody, data).request_ids))
 
-    async def render_chat(self, asked: ChatAsked) -> Reply[RenderedPrompt]:
-        """The rendered prompt, with tensors unless the body says `mm_payload: none`."""
-        decision, call = self._render_call(Operation.RENDER_CHAT, asked, asked.body.tensors)
+    async def render_one(self, operation: Operation, asked: ChatAsked | TokensRenderAsked) -> Reply[RenderedPrompt]:
+        """The rendered prompt of a chat or of token ids, with tensors unless the body says `mm_payload: none`."""
+        decision, call = self._render_call(operation, asked, asked.body.tensors)
         reply = await self.backend.render(decision.tier, call)
         return Reply(reply.value[0], reply.served)
 
@@ -205,14 +216,16 @@ class Front:
         decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
         return await self.backend.render(decision.tier, call)
 
-    async def render_chat_answer(self, asked: ChatAsked, form: AnswerForm = "json") -> Reply[bytes]:
+    async def render_one_answer(
+        self, operation: Operation, asked: ChatAsked | TokensRenderAsked, form: AnswerForm = "json"
+    ) -> Reply[bytes]:
         """The HTTP answer, written where the tensors are made."""
-        operation = Operation.RENDER_CHAT if asked.body.tensors else Operation.LAYOUT
+        operation = operation if asked.body.tensors else Operation.LAYOUT
         decision, call = self._render_call(operation, asked, asked.body.tensors)
         return await self.backend.render_answer(decision.tier, dataclasses.replace(call, form=form))
 
     async def render_completion_answer(self, asked: TextAsked, form: AnswerForm = "json") -> Reply[bytes]:
-        """See `render_chat_answer`."""
+        """See `render_one_answer`."""
         decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
         return await self.backend.render_answer(decision.tier, dataclasses.replace(call, form=form))
 

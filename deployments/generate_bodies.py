@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from deployments.calls import Generation, SamplingRequest
 from deployments.messages import image_part
 from deployments.sampling import check
-from deployments.schemas import IGNORED, UNSUPPORTED, Body, StreamOptions, Strict, TokenId
-from renderer.conversation import FeatureItem, FeaturesRequest, TokensRequest
+from deployments.schemas import IGNORED, UNSUPPORTED, Body, Payload, StreamOptions, Strict, TokenId
+from renderer.conversation import FeatureItem, FeaturesRequest, ImagePart, TokensRequest
 from renderer.embed_runs import embed_mask
 from renderer.errors import RequestError, UnsupportedFieldError
 from renderer.prompt import PlaceholderRange, Tensors
@@ -177,10 +177,24 @@ class GenerateBody(Body):
         """What the renderer gets. Token ids without any image pass unchanged."""
         ids = tuple(self.token_ids)
         if self.content_parts:
-            parts = enumerate(self.content_parts)
-            media = tuple(image_part(*_part(part, f"content_parts.{index}"), index) for index, part in parts)
-            return TokensRequest(ids, media, cache_salt=self.cache_salt)
+            return TokensRequest(ids, _images(self.content_parts), cache_salt=self.cache_salt)
         return FeaturesRequest(ids, () if self.features is None else self.features.items(), self.cache_salt)
+
+
+class RenderTokensBody(GenerateBody, Payload):
+    """`POST /inference/v1/generate/render`: a generate request with raw media, to become one with features."""
+
+    mm_processor_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _not_rendered_yet(self) -> Self:
+        if self.features is not None:
+            raise RequestError("features are rendered already; content_parts are what is to be rendered", "features")
+        return self
+
+    def request(self) -> TokensRequest:
+        media = _images(self.content_parts or ())
+        return TokensRequest(tuple(self.token_ids), media, self.mm_processor_kwargs, self.cache_salt)
 
 
 class AbortBody(Body):
@@ -227,6 +241,11 @@ def _data(entry: Any, index: int) -> bytes | Tensors | None:
         raise RequestError(
             f"features.kwargs_data: item {index}: its base64 is malformed: {error}", "features"
         ) from error
+
+
+def _images(parts: Sequence[Mapping[str, Any]]) -> tuple[ImagePart, ...]:
+    named = (_part(part, f"content_parts.{index}") for index, part in enumerate(parts))
+    return tuple(image_part(url, uuid, index) for index, (url, uuid) in enumerate(named))
 
 
 def _part(part: Mapping[str, Any], place: str) -> tuple[str | None, str | None]:

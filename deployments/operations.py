@@ -90,12 +90,19 @@ class Operations:
     async def render_chat(self, body: Data) -> RenderedPrompt:
         """The prompt that an engine would get of a chat body, tensors included unless `mm_payload` is `none`."""
         with self.record.request("render_chat"), self.front.admit(Operation.RENDER_CHAT) as ticket:
-            return (await self.front.render_chat(await self.front.understand_chat(body, ticket))).value
+            asked = await self.front.understand_chat(body, ticket)
+            return (await self.front.render_one(Operation.RENDER_CHAT, asked)).value
 
     async def render_completion(self, body: Data) -> tuple[RenderedPrompt, ...]:
         """One prompt for each prompt of a completion body."""
         with self.record.request("render_completion"), self.front.admit(Operation.RENDER_COMPLETION) as ticket:
             return (await self.front.render_completion(await self.front.understand_completion(body, ticket))).value
+
+    async def render_tokens(self, body: Data) -> RenderedPrompt:
+        """The prompt of a generate body whose `token_ids` hold one placeholder for each of its `content_parts`."""
+        with self.record.request("render_tokens"), self.front.admit(Operation.RENDER_TOKENS) as ticket:
+            asked = await self.front.understand_tokens(body, ticket)
+            return (await self.front.render_one(Operation.RENDER_TOKENS, asked)).value
 
     async def layout(self, body: Data) -> RenderedPrompt:
         """The prompt of a chat body without tensors: tokens, ranges and hashes, and no pixel decoded."""

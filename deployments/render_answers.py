@@ -16,7 +16,7 @@ import pybase64
 from deployments.answer_forms import AnswerForm
 from deployments.calls import Envelope, RenderCall, SamplingRequest
 from engine.protocol import SamplingParams
-from renderer.conversation import CompletionRequest
+from renderer.conversation import CompletionRequest, TokensRequest
 from renderer.embed_runs import embed_runs
 from renderer.family import Field
 from renderer.prompt import PromptItem, RenderedPrompt
@@ -51,7 +51,7 @@ def render_answer(
     """
     envelope, sampling = call.envelope, call.sampling
     single = not isinstance(call.request, CompletionRequest)
-    ids = [f"chatcmpl-{envelope.request_id}"] if single else completion_ids(envelope.request_id, len(prompts))
+    ids = _ids(call, len(prompts))
     requests = [
         _generate_request(request_id, envelope, sampling, prompt, own, codec, call.form)
         for request_id, prompt, own in zip(ids, prompts, params, strict=True)
@@ -61,6 +61,16 @@ def render_answer(
         return orjson.dumps(answer)
     packed: bytes = msgpack.packb(answer)
     return packed
+
+
+def _ids(call: RenderCall, count: int) -> list[str]:
+    request_id = call.envelope.request_id
+    match call.request:
+        case CompletionRequest():
+            return completion_ids(request_id, count)
+        case TokensRequest():
+            return [f"tokens-{request_id}"]
+    return [f"chatcmpl-{request_id}"]
 
 
 def completion_ids(request_id: str, count: int) -> list[str]:

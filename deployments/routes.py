@@ -99,7 +99,7 @@ def render_routes(operations: Operations) -> APIRouter:
             timer = Timer()
             asked = await front.understand_chat(await _body(request), ticket, _id(request))
             form = answer_form(request.headers.get("accept"))
-            return _bytes(await front.render_chat_answer(asked, form), timer, form)
+            return _bytes(await front.render_one_answer(Operation.RENDER_CHAT, asked, form), timer, form)
 
     @router.post("/v1/completions/render")
     async def render_completion(request: Request) -> Response:
@@ -111,6 +111,17 @@ def render_routes(operations: Operations) -> APIRouter:
             asked = await front.understand_completion(await _body(request), ticket, _id(request))
             form = answer_form(request.headers.get("accept"))
             return _bytes(await front.render_completion_answer(asked, form), timer, form)
+
+    @router.post("/inference/v1/generate/render")
+    async def render_tokens(request: Request) -> Response:
+        with (
+            operations.record.request("render_tokens"),
+            front.admit(Operation.RENDER_TOKENS, _length(request)) as ticket,
+        ):
+            timer = Timer()
+            asked = await front.understand_tokens(await _body(request), ticket, _id(request))
+            form = answer_form(request.headers.get("accept"))
+            return _bytes(await front.render_one_answer(Operation.RENDER_TOKENS, asked, form), timer, form)
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:

@@ -271,7 +271,7 @@ class _Conversation(Body):
 
 
 class ChatBody(_Generation, _Conversation):
-    """`POST /v1/chat/completions`, and with `mm_payload` `POST /v1/chat/completions/render`."""
+    """`POST /v1/chat/completions`."""
 
     max_completion_tokens: int | None = None
     logprobs: bool = False
@@ -311,8 +311,8 @@ class ChatBody(_Generation, _Conversation):
         )
 
 
-class RenderChatBody(ChatBody):
-    """A chat body, and whether its answer carries tensors. `return_mm_kwargs: false` is an old spelling of `none`."""
+class Payload(Body):
+    """Whether an answer carries tensors. `return_mm_kwargs: false` is an old spelling of `none`."""
 
     mm_payload: Literal["tensors", "none"] = "tensors"
     return_mm_kwargs: bool = True
@@ -320,6 +320,10 @@ class RenderChatBody(ChatBody):
     @property
     def tensors(self) -> bool:
         return self.mm_payload == "tensors" and self.return_mm_kwargs
+
+
+class RenderChatBody(ChatBody, Payload):
+    """`POST /v1/chat/completions/render`: a chat body, and what its answer carries."""
 
 
 class CompletionBody(_Generation):
