@@ -27,10 +27,10 @@ from deployments.calls import (
 )
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
-from deployments.running import answers_of_all, running_replicas
+from deployments.running import answers_of_all, obeyed_by_all, running_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds
-from renderer.errors import NotSupportedError
+from renderer.errors import CacheMissError, NotSupportedError
 from renderer.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ class Backend(Protocol):
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """End generations by their clients' ids, wherever they run."""
+
+    async def command(self, method: str, *arguments: Any) -> tuple[Any, ...]:
+        """What every running engine replica answers to a command that all must carry out.
+
+        Raises:
+            NotSupportedError: There is no engine tier.
+            GreenroomError: None is running, or one could not; the others did.
+        """
 
     def running(self, tier: Tier) -> int | None:
         """Replicas of a tier that can be reached; None where that is not known yet."""
@@ -194,6 +202,13 @@ class HandleBackend:
         if Tier.ENGINE in self._tiers:
             await self._tiers[Tier.ENGINE].broadcast("abort", request_ids)
 
+    async def command(self, method: str, *arguments: Any) -> tuple[Any, ...]:
+        if Tier.ENGINE not in self._tiers:
+            raise NotSupportedError(f"{method}: this deployment has no engine tier")
+        handle = self._tiers[Tier.ENGINE].handle
+        with own_errors():
+            return await obeyed_by_all(handle, method, self._config.command_s, *arguments)
+
     async def warm(self) -> None:
         """Open the ways to every tier, by value and by reference, so that no request pays for it.
 
@@ -212,9 +227,16 @@ class HandleBackend:
         handle = self._tiers[tier]
         seconds = call_seconds(argument) if isinstance(argument, RenderCall | TokenizeCall) else SECONDS_PER_REQUEST
         with self._rendering.under_way(seconds):
-            return await retried(
-                lambda: handle.call(method, argument, by_reference=by_reference), self._config.render_attempts
-            )
+            try:
+                return await retried(
+                    lambda: handle.call(method, argument, by_reference=by_reference), self._config.render_attempts
+                )
+            except CacheMissError:
+                # What comes by its name alone is known to the replica that it was sent to, and that may be another.
+                answers = await handle.broadcast(method, argument)
+                if not answers:
+                    raise
+                return answers[0]
 
     async def _counted(self, events: AsyncGenerator[Event], choices: int) -> AsyncGenerator[Event]:
         with self._sequences.under_way(choices):
@@ -256,6 +278,9 @@ class LocalBackend:
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """Nothing is generated here."""
+
+    async def command(self, method: str, *arguments: Any) -> tuple[Any, ...]:
+        raise NotSupportedError(f"{method}: this deployment has no engine tier")
 
     def running(self, tier: Tier) -> int | None:
         return int(tier is Tier.RENDER)

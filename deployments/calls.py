@@ -261,6 +261,7 @@ class ReplicaReport:
         requests: How many came, by operation.
         items: Items of this replica's requests, by where they were processed: see `Helpers.counts`.
         caches: By name: `sender` (beside an engine), `processor` (of the readonly processor).
+        weights: Version of an engine replica's weights.
         under_way: What is under way now. Of a router `<lane>_requests` and `<lane>_media_bytes`, of a replica that
             renders `render_seconds` (of work), of an engine replica `sequences` and `prompt_tokens` that wait.
     """
@@ -280,6 +281,7 @@ class ReplicaReport:
     items: Mapping[str, int] = field(default_factory=dict)
     engine: EngineStats | None = None
     under_way: Mapping[str, float] = field(default_factory=dict)
+    weights: str | None = None
 
 
 def media_bytes(request: Generation | str) -> int:

@@ -22,6 +22,7 @@ from ray import serve
 from deployments.answers import ChatChunk, ChatCompletion, DetokenizeAnswer, ModelList, TextCompletion, TokenizeAnswer
 from deployments.backends import TierHandle, crosses_by_reference
 from deployments.calls import ReplicaReport
+from deployments.control import PauseMode
 from deployments.token_answers import TokenAnswer, TokenChunk
 from renderer.embed_runs import embed_runs
 from renderer.prompt import PromptItem, RenderedPrompt
@@ -93,6 +94,23 @@ class Client:
     async def abort(self, *request_ids: str) -> None:
         """End generations by the ids that they were given, or that their answers show."""
         await self._call("abort", {"request_ids": request_ids})
+
+    async def pause(self, mode: PauseMode = "wait") -> None:
+        """Hold new generations back until `resume`, and wait until none runs; `abort` ends those that do."""
+        await self._handle.call("pause", mode, by_reference=False)
+
+    async def reload(self, path: str | None, version: str | None = None) -> str:
+        """Have every engine replica take other weights while generation is paused; return their version.
+
+        Args:
+            path: A checkpoint of the same shape, which their nodes can read; None for the configuration's own.
+        """
+        taken: str = await self._handle.call("reload", path, version, by_reference=False)
+        return taken
+
+    async def resume(self) -> None:
+        """Let generation go on."""
+        await self._handle.call("resume", by_reference=False)
 
     async def tokenize(
         self, text: str | None = None, messages: Messages | None = None, **options: Any

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Literal
 
 from deployments.calls import GenerateCall
@@ -67,11 +67,15 @@ class Control:
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """End the requests of these ids, as clients gave them or as answers show them; others are ignored."""
-        named = {bare_id(request_id) for request_id in request_ids}
+        named = {*request_ids, *map(bare_id, request_ids)}
         found = [call for call in self._calls if call.client_id in named]
         self._aborted |= {call.request_id for call in found}
         await self._notify()
         await self._abort([engine_id(call, choice.index) for call in found for choice in call.choices])
+
+    def hold(self) -> None:
+        """Hold new requests back; those that the engine has go on."""
+        self._paused = True
 
     async def pause(self, mode: PauseMode = "wait") -> None:
         """Hold new requests back, wait until the engine has none.
@@ -79,7 +83,7 @@ class Control:
         Args:
             mode: What becomes of those that it has: `wait` lets them end, `abort` ends them.
         """
-        self._paused = True
+        self.hold()
         if mode == "abort":
             await self._abort(list(self._submitted))
         while (stats := await self._engine.stats()).running or stats.waiting:  # noqa: ASYNC110
@@ -89,17 +93,6 @@ class Control:
         """Let go on what was held back."""
         self._paused = False
         await self._notify()
-
-    @asynccontextmanager
-    async def idle(self) -> AsyncIterator[None]:
-        """An engine without requests; afterwards all is as it was."""
-        was_paused = self._paused
-        await self.pause()
-        try:
-            yield
-        finally:
-            if not was_paused:
-                await self.resume()
 
     async def _abort(self, engine_ids: Sequence[str]) -> None:
         for each in engine_ids:

@@ -13,14 +13,18 @@ from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, Gaug
 from deployments.borrowing import BorrowRule
 from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
 from deployments.config import EngineTierConfig
-from deployments.control import Control, engine_id
+from deployments.control import Control, PauseMode, engine_id
 from deployments.generation import ChoiceText, Silent, choice_params, deltas, merge
 from deployments.helpers import Helpers
+from deployments.logs import log_facts
+from deployments.logs import log_facts
 from deployments.metrics import count, count_items, measured, metrics, observe_stages
-from deployments.records import Record
+from deployments.records import Record, application
 from deployments.render_tier import RenderTier
 from deployments.rendering import Clock, ItemSources, RenderOnly, rendered, warm_renderer
+from deployments.replica_weights import ReplicaWeights
 from deployments.sampling import resolve
+from deployments.weights import Weights, WeightsRecord
 from engine.backends import CoupledEngine, make_engine
 from engine.protocol import EngineOutput, SamplingParams
 from renderer.conversation import FeaturesRequest
@@ -48,6 +52,8 @@ class EngineReplica(RenderOnly):
         record = Record("engine")
         self.engine = make_engine(config.engine) if engine is None else engine
         self.control = Control(self.engine)
+        kept = WeightsRecord(application(), config.renderer.model)
+        self.weights = ReplicaWeights(self.engine, self.control, kept)
         self._restart_s = config.restart_s
         self._down_since: float | None = None
         self._sequences, self._prompt_tokens, self._decoding = Gauge(), Gauge(), Gauge()
@@ -58,6 +64,9 @@ class EngineReplica(RenderOnly):
             record.add_steps({"engine": time.perf_counter() - begun})
             renderer = await warm_renderer(config.renderer, record, self._sources(), self.engine.sender_cache)
             super().__init__(renderer, record)
+            begun = time.perf_counter()
+            if await self.weights.begin():
+                record.add_steps({"weights": time.perf_counter() - begun})
         except BaseException:
             await self.engine.close()
             raise
@@ -98,7 +107,7 @@ class EngineReplica(RenderOnly):
                             decoding.enter_context(self._decoding.under_way(len(call.choices)))
                             served = Served(self.record.tier, self.record.replica, clock.seconds)
                             self._count(prompts[0], clock, texts)
-                            yield _started(call, served, prompts[0], texts)
+                            yield _started(call, served, prompts[0], texts, self.weights.version)
                         yield delta
             finally:
                 for prompt in prompts:
@@ -108,7 +117,10 @@ class EngineReplica(RenderOnly):
         observe_stages(self.record.tier, clock.seconds)
         count_items(self.record.tier, [prompt], True)
         count(metrics().prompt_tokens, len(prompt.token_ids))
-        count(metrics().cached_tokens, max(text.cached_tokens for text in texts))
+        cached = max(text.cached_tokens for text in texts)
+        count(metrics().cached_tokens, cached)
+        facts = {"prompt_tokens": len(prompt.token_ids), "cached_tokens": cached, "items": len(prompt.items)}
+        log_facts("generation has begun", facts | {f"{stage}_s": spent for stage, spent in clock.seconds.items()})
 
     @property
     def max_model_len(self) -> int:
@@ -120,7 +132,8 @@ class EngineReplica(RenderOnly):
         under_way = {"sequences": self._sequences.level, "prompt_tokens": self._prompt_tokens.level}
         under_way["render_seconds"] = self.waiting.level
         items = {} if self._helpers is None else self._helpers.counts
-        return self.record.report(self.max_model_len, self.caches, await self.engine.stats(), under_way, items)
+        report = self.record.report(self.max_model_len, self.caches, await self.engine.stats(), under_way, items)
+        return replace(report, weights=self.weights.version)
 
     async def clear_mm_cache(self) -> None:
         """Empty the processors' caches, and with them what the engine holds."""
@@ -141,6 +154,7 @@ class EngineReplica(RenderOnly):
         Raises:
             EngineDeadError: It has.
         """
+        self.weights.follow()
         try:
             await self.engine.health()
             self._down_since = None
@@ -148,6 +162,18 @@ class EngineReplica(RenderOnly):
             self._down_since = self._down_since or time.monotonic()
             if time.monotonic() - self._down_since > self._restart_s:
                 raise
+
+    async def pause(self, mode: PauseMode) -> None:
+        """Hold new generations back and wait until the engine has none."""
+        await self.control.pause(mode)
+
+    async def reload(self, weights: Weights) -> None:
+        """See `ReplicaWeights.reload`."""
+        await self.weights.reload(weights)
+
+    async def resume(self, weights: Weights) -> None:
+        """See `ReplicaWeights.resume`."""
+        await self.weights.resume(weights)
 
     def _borrow(self, config: EngineTierConfig, render: Any) -> Helpers:
         remote = config.engine.backend == "remote"
@@ -240,8 +266,10 @@ class EngineReplica(RenderOnly):
         return measured(cast(AsyncGenerator[EngineOutput], outputs))
 
 
-def _started(call: GenerateCall, served: Served, prompt: RenderedPrompt, texts: Sequence[ChoiceText]) -> Started:
-    started = Started(served, len(prompt.token_ids), max(text.cached_tokens for text in texts))
+def _started(
+    call: GenerateCall, served: Served, prompt: RenderedPrompt, texts: Sequence[ChoiceText], weights: str
+) -> Started:
+    started = Started(served, len(prompt.token_ids), max(text.cached_tokens for text in texts), weights)
     if not call.return_prompt:
         return started
     return replace(started, token_ids=prompt.token_ids, ranges=tuple(item.range for item in prompt.items))

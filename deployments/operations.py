@@ -18,13 +18,16 @@ from deployments.answers import (
 )
 from deployments.backends import TierHandle
 from deployments.calls import ReplicaReport
+from deployments.control import PauseMode
 from deployments.derender import DerenderAnswer
 from deployments.front import Front
-from deployments.records import Record
+from deployments.records import Record, application
 from deployments.routes import http_app
 from deployments.schemas import Data
 from deployments.tier import Operation
 from deployments.token_answers import TokenAnswer, TokenChunk
+from deployments.training import Training
+from deployments.weights import WeightsRecord
 from renderer.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class Operations:
     def __init__(self, front: Front, record: Record) -> None:
         self.front = front
         self.record = record
+        self.training = Training(front.backend.command, WeightsRecord(application(), front.config.model))
         self._peers: TierHandle | None = None
 
     async def chat_completions(self, body: Data) -> ChatCompletion:
@@ -86,6 +90,18 @@ class Operations:
     async def abort(self, body: Data) -> None:
         """End the generations of `request_ids`, whoever asked for them."""
         await self.front.abort(body)
+
+    async def pause(self, mode: PauseMode = "wait") -> None:
+        """See `training.Training.pause`."""
+        await self.training.pause(mode)
+
+    async def reload(self, path: str | None, version: str | None = None) -> str:
+        """See `training.Training.reload`."""
+        return await self.training.reload(path, version)
+
+    async def resume(self) -> None:
+        """See `training.Training.resume`."""
+        await self.training.resume()
 
     async def render_chat(self, body: Data) -> RenderedPrompt:
         """The prompt that an engine would get of a chat body, tensors included unless `mm_payload` is `none`."""

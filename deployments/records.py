@@ -116,6 +116,14 @@ def replica_id() -> str:
         return "local"
 
 
+def application() -> str | None:
+    """The name of this replica's application; None outside of Ray Serve."""
+    try:
+        return str(serve.get_replica_context().app_name)
+    except RayServeException:
+        return None
+
+
 def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else "local"
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from ray.serve.exceptions import RayServeException
 
+from renderer.errors import EngineError, EngineStartingError
+
 
 def running_replicas(handle: Any) -> int | None:
     """Replicas that calls through this handle can reach now; None before the handle has been told of any.
@@ -37,3 +39,25 @@ async def answers_of_all(handle: Any, method: str, timeout_s: float, *arguments:
             call.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     return tuple(task.result() for task in tasks if not task.cancelled() and task.exception() is None)
+
+
+async def obeyed_by_all(handle: Any, method: str, timeout_s: float, *arguments: Any) -> tuple[Any, ...]:
+    """What all running replicas answer to a command that every one of them must carry out.
+
+    Raises:
+        EngineError: None is running, or one took too long. What a replica raises is raised; the others are done.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            calls = await handle.broadcast(method, *arguments)._fetch_replica_results_async()
+            answers = await asyncio.gather(*(call.get_async() for call in calls), return_exceptions=True)
+    except RayServeException as error:
+        raise EngineStartingError(f"{method}: no replica is running") from error
+    except TimeoutError as error:
+        raise EngineError(f"{method}: not every replica was done within {timeout_s:.0f} s") from error
+    failed = [answer for answer in answers if isinstance(answer, BaseException)]
+    if not answers:
+        raise EngineStartingError(f"{method}: no replica is running")
+    if failed:
+        raise failed[0]
+    return tuple(answers)
