@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -22,7 +23,7 @@ def abandoned() -> bool:
 
 
 class WarmPool:
-    """`size` threads that take jobs in the order of submission.
+    """`size` threads that take jobs in the order of submission; a job sees the context variables of its submitter.
 
     A job may wait for jobs of another pool, never for one of its own: all threads could come to wait so.
     """
@@ -33,7 +34,7 @@ class WarmPool:
         self._each_lock = threading.Lock()
 
     def submit(self, fn: Callable[..., Result], *args: Any) -> Future[Result]:
-        return self._executor.submit(fn, *args)
+        return self._executor.submit(copy_context().run, fn, *args)
 
     def each(self, fn: Callable[[], Result]) -> list[Result]:
         """Run `fn` once in every thread, one thread after the other; return the results.
@@ -66,7 +67,7 @@ class WarmPool:
         it is `abandoned`, and `discard` gets the result that nobody awaits any more, in the thread that made it.
         """
         left = threading.Event()
-        future = self._executor.submit(_run, left, fn, args)
+        future = self._executor.submit(copy_context().run, _run, left, fn, args)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextvars import ContextVar
 
 import pytest
 
@@ -137,3 +138,14 @@ def test_closing_drops_the_jobs_that_wait() -> None:
     go.set()
     closer.join(DEADLINE_S)
     assert running.done()
+
+
+async def test_a_job_sees_the_context_variables_of_its_submitter() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+    inner, outer = WarmPool(1, "inner"), WarmPool(1, "outer")
+    variable.set("set")
+    assert await outer.run(lambda: inner.submit(variable.get).result(DEADLINE_S)) == "set"
+    variable.set("changed")
+    assert await outer.run(variable.get) == "changed"
+    outer.close()
+    inner.close()

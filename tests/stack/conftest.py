@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from deployments.app import build, build_render
 from deployments.config import GreenroomConfig
@@ -20,6 +21,7 @@ from tests.stack.helpers import ITEM_BYTES, Application
 CACHED_PICTURES = 3
 # Pictures are fetched from loopback by this name alone.
 RENDERER = {"media_threads": 1, "render_threads": 2, "fetch": {"internal_hosts": ["localhost"], "backoff_s": 0}}
+JSON_LOGS = LoggingConfig(encoding="JSON")
 SMALL = {
     "model": "demo/model",
     "renderer": RENDERER,
@@ -36,7 +38,7 @@ def cluster() -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=JSON_LOGS)
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
         ray.shutdown()
@@ -48,7 +50,7 @@ def deploy(cluster: str) -> Iterator[Callable[..., Application]]:
     applications: list[Application] = []
 
     def run(name: str, app: Any) -> Application:
-        handle = serve.run(app, name=name, route_prefix=f"/{name}")
+        handle = serve.run(app, name=name, route_prefix=f"/{name}", logging_config=JSON_LOGS)
         applications.append(Application(name, f"{cluster}/{name}", handle))
         return applications[-1]
 
