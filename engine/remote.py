@@ -99,12 +99,12 @@ class RemoteEngine:
             await self._pool.post(server, _ABORT, {"request_ids": [_ID_PREFIX + request_id]})
 
     async def health(self) -> None:
-        """Ask every server.
+        """Ask the servers, unless one has answered a moment ago.
 
         Raises:
             EngineDeadError: None is well.
         """
-        if not any(await asyncio.gather(*map(self._pool.is_well, self._pool.servers))):
+        if not await self._pool.any_is_well():
             raise EngineDeadError("no server of the remote engine is well")
 
     async def stats(self) -> EngineStats:

@@ -26,6 +26,8 @@ from renderer.errors import (
 GENERATE = "/inference/v1/generate"
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+# How long a server that has answered counts as well without being asked.
+_FRESH_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -42,19 +44,27 @@ class Server:
     last_used: int = 0
     _pause_s: float = field(default=0.0, repr=False)
     _down_until: float = field(default=0.0, repr=False)
+    _well_until: float = field(default=0.0, repr=False)
 
     @property
     def is_up(self) -> bool:
         """Whether it may be tried: nothing is known against it, or its pause is over."""
         return time.monotonic() >= self._down_until
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has answered a moment ago."""
+        return time.monotonic() < self._well_until
+
     def failed(self) -> None:
         """Leave it alone for a while, longer each time."""
+        self._well_until = 0.0
         self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
         self._down_until = time.monotonic() + self._pause_s
 
     def answered(self) -> None:
         self._pause_s = self._down_until = 0.0
+        self._well_until = time.monotonic() + _FRESH_S
 
 
 class ServerPool:
@@ -121,6 +131,20 @@ class ServerPool:
             server.failed()
             return EngineDeadError(error.message)
         return error
+
+    async def any_is_well(self) -> bool:
+        """Asks them all at once, and waits for the first that is."""
+        if any(server.is_fresh for server in self.servers):
+            return True
+        asked = [asyncio.create_task(self.is_well(server)) for server in self.servers]
+        try:
+            for answer in asyncio.as_completed(asked):
+                if await answer:
+                    return True
+            return False
+        finally:
+            for task in asked:
+                task.cancel()
 
     async def is_well(self, server: Server) -> bool:
         try:

@@ -44,6 +44,7 @@ class FakeServer:
         self.bodies: list[dict[str, Any]] = []
         self.aborted: list[str] = []
         self.is_healthy = True
+        self.asked = 0
         self.held = asyncio.Event()
         self.url = ""
 
@@ -61,6 +62,9 @@ class FakeServer:
         return JSONResponse({"object": "list", "data": [{"id": "m", "max_model_len": 512}]})
 
     async def _health(self, request: Request) -> Response:
+        self.asked += 1
+        if self.behaviour == "silent":
+            await self.held.wait()
         return Response(status_code=200 if self.is_healthy else 503)
 
     async def _abort(self, request: Request) -> Response:
@@ -144,10 +148,15 @@ async def serving(server: FakeServer) -> AsyncIterator[FakeServer]:
         await task
 
 
+def config_of(*urls: str, **options: Any) -> RemoteEngineConfig:
+    model = str(lab("qwen2_5_vl").path)
+    config = {"backend": "remote", "model": model, "urls": urls, "start_timeout_s": 5, **options}
+    return RemoteEngineConfig.model_validate(config)
+
+
 @contextlib.asynccontextmanager
 async def engine_of(*urls: str, **options: Any) -> AsyncIterator[RemoteEngine]:
-    config = {"backend": "remote", "model": str(lab("qwen2_5_vl").path), "urls": urls, "start_timeout_s": 5, **options}
-    engine = RemoteEngine(RemoteEngineConfig.model_validate(config))
+    engine = RemoteEngine(config_of(*urls, **options))
     try:
         await engine.start()
         yield engine
@@ -267,6 +276,17 @@ async def test_a_server_that_is_gone_is_passed_over() -> None:
             for _ in range(3):
                 assert ids_of(await ask(engine)) == TOKENS
             await engine.health()
+
+
+async def test_one_server_that_is_well_is_enough_and_is_not_asked_for_every_request() -> None:
+    async with serving(FakeServer("silent")) as silent, serving(FakeServer()) as server:
+        engine = RemoteEngine(config_of(silent.url, server.url, connect_timeout_s=30))
+        async with asyncio.timeout(20):
+            for _ in range(3):
+                await engine.health()
+        assert server.asked == 1
+        silent.held.set()
+        await engine.close()
 
 
 @pytest.mark.parametrize("behaviour", ["overloaded", "dies"])
