@@ -120,7 +120,7 @@ def _decoding(index: int) -> Iterator[None]:
     except (MediaError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise MediaError("it is not an image of a known format", index) from error
+        raise MediaError(f"it is not an image of a known format ({', '.join(FORMATS)})", index) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError("it has too many pixels", index) from error
     except Exception as error:

@@ -66,6 +66,12 @@ FILES: dict[str, bytes] = {
     "colour-key.png": encoded(BASE, "PNG", transparency=BASE.getpixel((0, 0))),
     "animated.gif": encoded(BASE, "GIF", save_all=True, append_images=[GRAY.convert("RGB")]),
     "animated.webp": encoded(BASE, "WEBP", save_all=True, append_images=[GRAY.convert("RGB")]),
+    "two-pictures.mpo": encoded(BASE, "MPO", save_all=True, append_images=[GRAY.convert("RGB")]),
+    "cmyk.tif": encoded(BASE.convert("CMYK"), "TIFF"),
+    "lab.tif": encoded(BASE.convert("LAB"), "TIFF"),
+    "sixteen.tif": encoded(Image.fromarray(np.arange(40 * 24, dtype=np.uint16).reshape(24, 40) * 60), "TIFF"),
+    "float.tif": encoded(Image.fromarray(np.linspace(0, 255, 40 * 24, dtype=np.float32).reshape(24, 40)), "TIFF"),
+    "animated.png": encoded(BASE, "PNG", save_all=True, append_images=[GRAY.convert("RGB")]),
     "one-pixel.png": encoded(picture(1, 1)),
     "late-exif.png": png_with_exif_after_the_pixels(6),
     **{f"turned-{turn}.jpg": turned(turn, "JPEG") for turn in range(1, 9)},
@@ -73,6 +79,10 @@ FILES: dict[str, bytes] = {
 }
 if "AVIF" in FORMATS:
     FILES["rgb.avif"] = encoded(BASE, "AVIF")
+    FILES["rgba.avif"] = encoded(with_alpha("RGBA"), "AVIF")
+    FILES["turned-6.avif"] = turned(6, "AVIF")
+if "JPEG2000" in FORMATS:
+    FILES["rgb.jp2"] = encoded(BASE, "JPEG2000")
 
 
 def plainly_decoded(data: bytes) -> Any:
@@ -136,6 +146,12 @@ def test_a_png_header_with_a_late_orientation_decodes_no_pixel(monkeypatch: pyte
 def test_pixels_of_another_size_than_the_header_gave_are_refused() -> None:
     with pytest.raises(MediaError, match="not of the size"):
         decode(FILES["rgb.png"], read_header(FILES["one-pixel.png"], 0, LIMITS), 0)
+
+
+@pytest.mark.parametrize("form", ["ICO", "TGA", "PCX", "SGI", "DDS", "ICNS", "QOI"])
+def test_a_rarer_format_is_refused_and_those_that_are_taken_are_named(form: str) -> None:
+    with pytest.raises(MediaError, match=r"known format \(JPEG, PNG, WEBP, GIF, BMP, TIFF,"):
+        read_header(encoded(BASE, form), 0, LIMITS)
 
 
 @pytest.mark.parametrize(

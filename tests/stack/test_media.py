@@ -85,7 +85,8 @@ def test_what_cannot_be_had_is_a_4xx_that_names_the_image(whole: Application, im
     ):
         response = whole.post(path, showing(f"{images}/0.png", url))
         error = response.json()["error"]
-        assert (response.status_code, error["message"], error["param"]) == (status, f"image 1: {reason}", "image_url")
+        assert (response.status_code, error["param"]) == (status, "image_url")
+        assert error["message"].startswith(f"image 1: {reason}")
 
 
 def test_a_handles_caller_gets_the_error_itself(whole: Application, images: str) -> None:
