@@ -3,9 +3,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deployments.config import PROJECT
 from deployments.config_file import SERVE_CONFIG, load_config
 from renderer.errors import ConfigError
 
+DOCS = SERVE_CONFIG.parent / "docs"
+SHIPPED = sorted([*DOCS.glob("examples/*.yaml"), DOCS / "cluster" / "serve_config.yaml"])
 POLICY = "deployments.autoscaling:ApplicationPolicy"
 
 
@@ -32,6 +35,43 @@ def test_the_shipped_config_file_is_valid() -> None:
     assert load_config(SERVE_CONFIG, None, None)["http_options"]["host"] == "127.0.0.1"
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_serve_config_of_the_docs_builds_its_applications(path: Path) -> None:
+    assert load_config(path, None, None)["logging_config"]["encoding"] == "JSON"
+
+
+def test_the_docs_show_either_application_and_both_in_one_file() -> None:
+    paths = {
+        path.stem: [each["import_path"] for each in yaml.safe_load(path.read_text())["applications"]]
+        for path in SHIPPED
+    }
+    assert paths["render"] == ["deployments.app:build_render"]
+    assert paths["both"] == ["deployments.app:build", "deployments.app:build_render"]
+
+
+def test_the_manifest_for_kubernetes_holds_the_clusters_serve_config_and_asks_for_a_token() -> None:
+    spec = yaml.safe_load((DOCS / "cluster" / "rayservice.yaml").read_text())["spec"]
+    assert yaml.safe_load(spec["serveConfigV2"]) == yaml.safe_load((DOCS / "cluster" / "serve_config.yaml").read_text())
+    assert spec["rayClusterConfig"]["authOptions"]["mode"] == "token"
+    groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
+    for group in groups:
+        for container in group["template"]["spec"]["containers"]:
+            told = {entry["name"]: entry.get("value") for entry in container["env"]}
+            assert told.items() >= HAPROXY.items()
+
+
+def test_the_scripts_for_machines_tell_ray_what_make_serve_tells_it() -> None:
+    script = (DOCS / "cluster" / "environment.sh").read_text()
+    exported = dict(re.findall(r"\b([A-Za-z_]+)=([^ \n]+)", script))
+    assert exported.items() >= (EVERYWHERE | HAPROXY).items()
+
+
+@pytest.mark.parametrize("name", ["vllm", "remote"])
+def test_the_examples_are_valid(name: str) -> None:
+    (application,) = load_config(PROJECT / f"docs/examples/{name}.yaml", None, None)["applications"]
+    assert application["args"]["engine"]["engine"]["backend"] == name
+
+
 def test_the_command_line_overrides_model_and_port(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, minimal()), "other", 8123)
     assert config["applications"][0]["args"]["model"] == "other"
@@ -51,6 +91,7 @@ def test_the_command_line_overrides_model_and_port(tmp_path: Path) -> None:
         (minimal(args={"model": "demo/model", "router": {"max_body_bytes": "many"}}), "max_body_bytes"),
         (scaled({"Render": {"render_seconds": 1}}), "no deployment Render"),
         (scaled({"RenderReplica": {"seconds": 1}}), "nobody tells seconds"),
+        (minimal(deployments=[{"name": "RenderReplica", "autoscaling_config": {"max_replicas": 2}}]), "its policy"),
     ],
 )
 def test_what_serve_would_ignore_or_find_too_late_is_refused_by_name(
