@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Protocol
 
@@ -100,7 +101,8 @@ class Helpers:
                 if place is not Place.LATER:
                     self._waiting.remove(errand)
                     self._under_way[place] += 1
-                    self.counts["here"] += place is Place.HERE
+                    if place is Place.HERE:
+                        self.counts["here"] += 1
                     errand.place = place
                     starting.append(errand)
         for errand in starting:
@@ -119,9 +121,9 @@ class Helpers:
     def _begin(self, errand: _Errand) -> None:
         try:
             if errand.place is Place.AWAY:
-                errand.work = asyncio.run_coroutine_threadsafe(self._away(errand), self._loop)
+                errand.work = errand.context.run(asyncio.run_coroutine_threadsafe, self._away(errand), self._loop)
             else:
-                errand.work = errand.local()
+                errand.work = errand.context.run(errand.local)
         except Exception as error:
             errand.work = Future()
             errand.work.set_exception(error)
@@ -184,6 +186,7 @@ class _Errand:
         self.place = Place.LATER
         self.work: Future[ProcessedItem] | None = None
         self.outcome: Future[ProcessedItem] = Future()
+        self.context = copy_context()  # another request's end may be what begins it
 
     def settle(self, work: Future[ProcessedItem]) -> None:
         with suppress(InvalidStateError):  # nobody waits for it any more

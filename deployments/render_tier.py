@@ -10,6 +10,7 @@ from typing import Any
 
 from deployments.backends import TierHandle, crosses_by_reference
 from deployments.calls import BorrowCall
+from deployments.detached import detach
 from deployments.running import running_replicas
 from renderer.caches import ProcessedItem
 from renderer.media import MediaItem
@@ -48,9 +49,10 @@ class RenderTier:
         return max(0, running - self._itself)
 
     async def process(self, item: MediaItem) -> ProcessedItem:
-        """See `helpers.HelperTier`."""
+        """See `helpers.HelperTier`. Called in a task of its own."""
         if self._tier is None:
             raise RuntimeError("the render tier is not reached yet")
+        detach()
         expected = self._sizes.expected(item)
         by_reference = crosses_by_reference(len(item.data or b""), 0, expected > TENSORS_BY_VALUE_BYTES)
         call = BorrowCall(item, self._skip_mm_cache)

@@ -133,6 +133,17 @@ def test_items_are_given_up_within_a_second_when_the_client_leaves(app: Applicat
     assert app.cache("engine", "sender").pinned == 0
 
 
+def test_who_leaves_takes_no_borrowed_item_from_others_who_wait_for_it(app: Application, whole: Application) -> None:
+    shown = photos(6)
+    expected = whole.post("/v1/chat/completions", body(*shown)).json()
+    with ThreadPoolExecutor(2) as clients:
+        leaving = clients.submit(app.http.post, "/v1/chat/completions", json=body(*shown), timeout=0.3)
+        staying = clients.submit(app.post, "/v1/chat/completions", body(*shown))
+        with pytest.raises(httpx.ReadTimeout):
+            leaving.result(30)
+        assert staying.result(60).json()["choices"] == expected["choices"]
+
+
 def idle(app: Application) -> bool:
     tiers = app.tiers()
     assert tiers["engine"][0].engine is not None
