@@ -202,7 +202,7 @@ class EngineReplica(RenderOnly):
                 return self.renderer.receive(request)
             return rendered(self.renderer, request, call.skip_mm_cache)[0]
 
-        prompt: RenderedPrompt = await self.renderer.request_pool.run(work, discard=_release)
+        prompt: RenderedPrompt = await self.renderer.request_pool.run(work, first=True, discard=_release)
         return prompt
 
     async def _prompts(self, call: GenerateCall) -> list[RenderedPrompt]:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,18 @@ class MultiModalProcessor:
         limits: ImageLimits,
         max_uuid_length: int,
         source: ItemSource | None = None,
+        first: bool = False,
     ) -> None:
+        """
+        Args:
+            source: Computes what the cache lacks; None: the pool.
+            first: Whether its items go before those of others in the pool.
+        """
         self.cache = cache
         self._source = source or LocalItems()
         self._model = model
         self._pool = pool
+        self._first = first
         self._limits = limits
         self._max_uuid_length = max_uuid_length
         self._names = _Names(_MAX_NAMES)
@@ -156,7 +164,8 @@ class MultiModalProcessor:
 
     def _begin(self, job: _Job, item: MediaItem, family: Family, of: int) -> None:
         try:
-            job.work = self._source.compute(item, of, lambda: self._pool.submit(self.process, item, family))
+            local = partial(self._pool.submit, self.process, item, family, first=self._first)
+            job.work = self._source.compute(item, of, local)
         except BaseException as error:
             self._end(job, error)
             raise

@@ -34,7 +34,7 @@ class Renderer:
         readonly_item_source: The same for `readonly_mm_processor`.
 
     Attributes:
-        mm_processor: For requests that an engine runs; its cache is the sender cache.
+        mm_processor: For requests that an engine runs; its cache is the sender cache. Its items go before others'.
         readonly_mm_processor: For requests that only render; its cache is its own.
         generation_defaults: The checkpoint's `generation_config.json`.
         float_type: What float tensors become on the wire.
@@ -62,7 +62,7 @@ class Renderer:
         self.request_pool = WarmPool(config.render_threads, "render")
         self.media_pool = WarmPool(config.media_threads, "media")
         own_cache = ProcessorCache(config.processor_cache_bytes) if config.processor_cache_bytes else None
-        self.mm_processor = self._processor(sender_cache, item_source)
+        self.mm_processor = self._processor(sender_cache, item_source, first=True)
         self.readonly_mm_processor = self._processor(own_cache, readonly_item_source)
 
     @property
@@ -223,10 +223,12 @@ class Renderer:
     def _choose(self, skip_mm_cache: bool) -> MultiModalProcessor:
         return self.readonly_mm_processor if skip_mm_cache else self.mm_processor
 
-    def _processor(self, cache: MediaCache | None, source: ItemSource | None) -> MultiModalProcessor:
+    def _processor(
+        self, cache: MediaCache | None, source: ItemSource | None, first: bool = False
+    ) -> MultiModalProcessor:
         limits = ImageLimits(self.config.max_image_bytes, self.config.max_image_pixels)
         return MultiModalProcessor(
-            self.config.model, cache, self.media_pool, limits, self.config.max_uuid_length, source
+            self.config.model, cache, self.media_pool, limits, self.config.max_uuid_length, source, first
         )
 
     def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor, bounded: bool = True) -> Draft:

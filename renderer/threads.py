@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -23,8 +25,9 @@ def abandoned() -> bool:
 
 
 class WarmPool:
-    """`size` threads that take jobs in the order of submission; a job sees the context variables of its submitter.
+    """`size` threads that take jobs in the order of submission, those that go first before the others.
 
+    A job sees the context variables of its submitter.
     A job may wait for jobs of another pool, never for one of its own: all threads could come to wait so.
     """
 
@@ -32,9 +35,36 @@ class WarmPool:
         self.size = size
         self._executor = ThreadPoolExecutor(size, thread_name_prefix=name)
         self._each_lock = threading.Lock()
+        self._first: deque[_Job] = deque()
+        self._others: deque[_Job] = deque()
 
-    def submit(self, fn: Callable[..., Result], *args: Any) -> Future[Result]:
-        return self._executor.submit(copy_context().run, fn, *args)
+    def submit(self, fn: Callable[..., Result], *args: Any, first: bool = False) -> Future[Result]:
+        """Run `fn(*args)` in a thread.
+
+        Args:
+            first: Before all jobs that wait and do not go first.
+
+        Raises:
+            RuntimeError: The pool is closed.
+        """
+        job, queue = _Job(partial(copy_context().run, fn, *args)), self._first if first else self._others
+        queue.append(job)
+        try:
+            self._executor.submit(self._take)
+        except RuntimeError:
+            queue.remove(job)
+            raise
+        return job.future
+
+    def _take(self) -> None:
+        """Run the next job. It is called once for each, in whatever order they were submitted."""
+        for queue in (self._first, self._others):
+            try:
+                job = queue.popleft()
+            except IndexError:
+                continue
+            job.run()
+            return
 
     def each(self, fn: Callable[[], Result]) -> list[Result]:
         """Run `fn` once in every thread, one thread after the other; return the results.
@@ -59,7 +89,11 @@ class WarmPool:
             return [future.result() for future in futures]
 
     async def run(
-        self, fn: Callable[..., Result], *args: Any, discard: Callable[[Result], object] | None = None
+        self,
+        fn: Callable[..., Result],
+        *args: Any,
+        first: bool = False,
+        discard: Callable[[Result], object] | None = None,
     ) -> Result:
         """Run `fn(*args)` in a thread and await its result.
 
@@ -67,7 +101,7 @@ class WarmPool:
         it is `abandoned`, and `discard` gets the result that nobody awaits any more, in the thread that made it.
         """
         left = threading.Event()
-        future = self._executor.submit(copy_context().run, _run, left, fn, args)
+        future = self.submit(_run, left, fn, args, first=first)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -78,7 +112,24 @@ class WarmPool:
 
     def close(self) -> None:
         """Drop the jobs that wait, let the running ones end, take no more."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for job in (*self._first, *self._others):
+            job.future.cancel()
+        self._executor.shutdown(wait=True)
+
+
+class _Job:
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.future: Future[Any] = Future()
+
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.work())
+        except BaseException as error:
+            self.future.set_exception(error)
 
 
 def _run(left: threading.Event, fn: Callable[..., Result], args: tuple[Any, ...]) -> Result:

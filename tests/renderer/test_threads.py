@@ -149,3 +149,25 @@ async def test_a_job_sees_the_context_variables_of_its_submitter() -> None:
     assert await outer.run(variable.get) == "changed"
     outer.close()
     inner.close()
+
+
+def test_jobs_that_go_first_run_before_all_others_that_wait() -> None:
+    pool, go = WarmPool(1, "test"), threading.Event()
+    order: list[int] = []
+    holding = pool.submit(go.wait, DEADLINE_S)
+    jobs = [pool.submit(order.append, number, first=number in (2, 4)) for number in range(6)]
+    dropped = pool.submit(order.append, 6, first=True)
+    assert dropped.cancel()
+    go.set()
+    assert holding.result(DEADLINE_S)
+    for job in jobs:
+        job.result(DEADLINE_S)
+    assert order == [2, 4, 0, 1, 3, 5]
+    pool.close()
+
+
+def test_a_closed_pool_takes_no_job() -> None:
+    pool = WarmPool(1, "test")
+    pool.close()
+    with pytest.raises(RuntimeError):
+        pool.submit(int)
