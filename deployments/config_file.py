@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from renderer.errors import ConfigError
 
 SERVE_CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
 BUILDERS = "deployments.app"
-FIGURES = (RENDER_SECONDS, ENGINE_SEQUENCES, ENGINE_PROMPT_TOKENS)
+FIGURES = frozenset({RENDER_SECONDS, ENGINE_SEQUENCES, ENGINE_PROMPT_TOKENS})
 
 
 def load_config(path: Path, model: str | None, port: int | None) -> dict[str, Any]:
@@ -64,26 +64,42 @@ def check_application(application: Mapping[str, Any]) -> None:
     builder = getattr(app, application["import_path"].partition(":")[2], None)
     if builder is None:
         raise ConfigError(f"import_path: {BUILDERS} has no {application['import_path'].partition(':')[2]!r}")
-    names = deployment_names(builder(GreenroomConfig.model_validate(application.get("args", {}))))
+    graph = deployments_of(builder(GreenroomConfig.model_validate(application.get("args", {}))))
+    sized = {deployment["name"]: deployment for deployment in application.get("deployments", [])}
     policy = (application.get("autoscaling_policy") or {}).get("policy_kwargs", {})
-    scaled = policy.get("tiers", {})
-    for where, given in (
-        ("deployments", [deployment["name"] for deployment in application.get("deployments", [])]),
-        ("autoscaling_policy.policy_kwargs.tiers", scaled),
-    ):
-        strange = [name for name in given if name not in names]
-        if strange:
-            raise ConfigError(f"{where}: no deployment {', '.join(strange)}; there are {', '.join(sorted(names))}")
-    strange = [figure for carried in scaled.values() for figure in carried if figure not in FIGURES]
-    if strange:
-        raise ConfigError(f"autoscaling_policy: nobody tells {', '.join(strange)}; there are {', '.join(FIGURES)}")
+    scaled: Mapping[str, Mapping[str, float]] = policy.get("tiers", {})
+    _refuse("deployments: no deployment", sized.keys() - graph.keys(), graph)
+    _refuse("autoscaling_policy: no deployment", scaled.keys() - graph.keys(), graph)
+    _refuse("autoscaling_policy: nobody tells", {name for each in scaled.values() for name in each} - FIGURES, FIGURES)
+    for name in graph.keys() - scaled.keys():
+        scaling = sized.get(name, {}).get("autoscaling_config")
+        replaced = isinstance(scaling, Mapping) and "policy" not in scaling
+        if (replaced or policy) and _has_policy(graph[name]):
+            raise ConfigError(
+                f"{name} would scale on requests: an autoscaling_policy, or an autoscaling_config under deployments, "
+                f"takes the place of its own policy. Name {name} under autoscaling_policy.policy_kwargs.tiers."
+            )
 
 
-def deployment_names(application: Any) -> set[str]:
-    """Of every deployment in an application's graph."""
+def deployments_of(application: Any) -> dict[str, Any]:
+    """Every deployment in an application's graph, by name."""
     deployment = application._bound_deployment
-    bound = [each for each in deployment.init_args if hasattr(each, "_bound_deployment")]
-    return {deployment.name}.union(*map(deployment_names, bound))
+    found = {deployment.name: deployment}
+    for each in deployment.init_args:
+        if hasattr(each, "_bound_deployment"):
+            found |= deployments_of(each)
+    return found
+
+
+def _has_policy(deployment: Any) -> bool:
+    scaling = deployment._deployment_config.autoscaling_config
+    return scaling is not None and bool(scaling.policy.policy_kwargs)
+
+
+def _refuse(what: str, strange: Iterable[str], known: Iterable[str]) -> None:
+    names = sorted(strange)
+    if names:
+        raise ConfigError(f"{what} {', '.join(names)}; there are {', '.join(sorted(known))}")
 
 
 def unknown_keys(schema: type[BaseModel], data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,9 +6,10 @@ import yaml
 
 from deployments.config import PROJECT
 from deployments.config_file import SERVE_CONFIG, load_config
+from deployments.ray_cluster import EVERYWHERE, HAPROXY
 from renderer.errors import ConfigError
 
-DOCS = SERVE_CONFIG.parent / "docs"
+DOCS = PROJECT / "docs"
 SHIPPED = sorted([*DOCS.glob("examples/*.yaml"), DOCS / "cluster" / "serve_config.yaml"])
 POLICY = "deployments.autoscaling:ApplicationPolicy"
 
@@ -40,11 +42,12 @@ def test_every_serve_config_of_the_docs_builds_its_applications(path: Path) -> N
     assert load_config(path, None, None)["logging_config"]["encoding"] == "JSON"
 
 
-def test_the_docs_show_either_application_and_both_in_one_file() -> None:
+def test_the_docs_show_every_backend_and_either_application_and_both_in_one_file() -> None:
     paths = {
         path.stem: [each["import_path"] for each in yaml.safe_load(path.read_text())["applications"]]
         for path in SHIPPED
     }
+    assert {"vllm", "remote"} <= paths.keys()
     assert paths["render"] == ["deployments.app:build_render"]
     assert paths["both"] == ["deployments.app:build", "deployments.app:build_render"]
 
@@ -66,12 +69,6 @@ def test_the_scripts_for_machines_tell_ray_what_make_serve_tells_it() -> None:
     assert exported.items() >= (EVERYWHERE | HAPROXY).items()
 
 
-@pytest.mark.parametrize("name", ["vllm", "remote"])
-def test_the_examples_are_valid(name: str) -> None:
-    (application,) = load_config(PROJECT / f"docs/examples/{name}.yaml", None, None)["applications"]
-    assert application["args"]["engine"]["engine"]["backend"] == name
-
-
 def test_the_command_line_overrides_model_and_port(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, minimal()), "other", 8123)
     assert config["applications"][0]["args"]["model"] == "other"
@@ -91,7 +88,11 @@ def test_the_command_line_overrides_model_and_port(tmp_path: Path) -> None:
         (minimal(args={"model": "demo/model", "router": {"max_body_bytes": "many"}}), "max_body_bytes"),
         (scaled({"Render": {"render_seconds": 1}}), "no deployment Render"),
         (scaled({"RenderReplica": {"seconds": 1}}), "nobody tells seconds"),
-        (minimal(deployments=[{"name": "RenderReplica", "autoscaling_config": {"max_replicas": 2}}]), "its policy"),
+        (
+            minimal(deployments=[{"name": "RenderReplica", "autoscaling_config": {"max_replicas": 2}}]),
+            "would scale on requests",
+        ),
+        (scaled({"EngineReplica": {"engine_sequences": 1}}), "RenderReplica would scale on requests"),
     ],
 )
 def test_what_serve_would_ignore_or_find_too_late_is_refused_by_name(
