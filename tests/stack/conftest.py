@@ -20,9 +20,13 @@ from tests.stack.helpers import ITEM_BYTES, Application
 # An engine cache of three pictures: evictions are what the tests about drift need.
 CACHED_PICTURES = 3
 # Pictures are fetched from loopback by this name alone.
-RENDERER = {"media_threads": 1, "render_threads": 2, "fetch": {"internal_hosts": ["localhost"], "backoff_s": 0}}
+RENDERER: dict[str, Any] = {
+    "media_threads": 1,
+    "render_threads": 2,
+    "fetch": {"internal_hosts": ["localhost"], "backoff_s": 0},
+}
 JSON_LOGS = LoggingConfig(encoding="JSON")
-SMALL = {
+SMALL: dict[str, Any] = {
     "model": "demo/model",
     "renderer": RENDERER,
     "engine": {"engine": {"mm_cache_bytes": CACHED_PICTURES * ITEM_BYTES, "kv_cache_bytes": 64 * 2**20}},
