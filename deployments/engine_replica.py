@@ -17,7 +17,6 @@ from deployments.control import Control, PauseMode, engine_id
 from deployments.generation import ChoiceText, Silent, choice_params, deltas, merge
 from deployments.helpers import Helpers
 from deployments.logs import log_facts
-from deployments.logs import log_facts
 from deployments.metrics import count, count_items, measured, metrics, observe_stages
 from deployments.records import Record, application
 from deployments.render_tier import RenderTier
