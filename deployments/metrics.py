@@ -146,33 +146,39 @@ def count(counter: Any, amount: float, tags: dict[str, str] | None = None) -> No
         counter.inc(amount, tags)
 
 
+class Growth:
+    """By how much totals have grown since they were looked at; one that is smaller than before has begun anew."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], float] = {}
+
+    def of(self, key: tuple[str, str], total: float) -> float:
+        before = self._seen.get(key, 0.0)
+        self._seen[key] = total
+        return total - before if total >= before else total
+
+
 class Sampler:
     """Tells the totals and levels that a replica's report holds."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], float] = {}
+        self._growth = Growth()
 
     def tell(self, report: ReplicaReport) -> None:
         ours = metrics()
         for cache_name, stats in report.caches.items():
             tags = {"cache": cache_name}
             for name, counter in ours.cache_totals.items():
-                self._add(counter, (name, cache_name), getattr(stats, name), tags)
+                count(counter, self._growth.of((name, cache_name), getattr(stats, name)), tags)
             for name, gauge in ours.cache_levels.items():
                 gauge.set(getattr(stats, name), tags)
         if report.engine is not None:
             for name, counter in ours.engine_totals.items():
-                self._add(counter, (name, ""), getattr(report.engine, name))
+                count(counter, self._growth.of((name, ""), getattr(report.engine, name)))
             for name, gauge in ours.engine_levels.items():
                 gauge.set(getattr(report.engine, name))
         for what, level in report.under_way.items():
             ours.under_way.set(level, {"what": what})
-
-    def _add(self, counter: Any, key: tuple[str, str], total: float, tags: dict[str, str] | None = None) -> None:
-        """Count what a total has grown by; one that is smaller than before has begun anew."""
-        before = self._told.get(key, 0.0)
-        self._told[key] = total
-        count(counter, total - before if total >= before else total, tags)
 
 
 async def sample(report: Callable[[], Awaitable[ReplicaReport]]) -> None:
