@@ -27,6 +27,7 @@ from deployments.calls import (
 )
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
+from deployments.pieces import Pieces, as_views
 from deployments.running import answers_of_all, obeyed_by_all, running_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds
@@ -56,7 +57,7 @@ class Backend(Protocol):
 
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]: ...
 
-    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[bytes]: ...
+    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]: ...
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]: ...
 
@@ -158,9 +159,9 @@ class HandleBackend:
         )
         return reply
 
-    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
+    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
         reply = await self._pure(tier, "render_answer", call, render_crosses_by_reference(call))
-        return Reply(reply.value.tobytes(), reply.served)
+        return Reply(as_views(reply.value), reply.served)
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
         by_reference = crosses_by_reference(media_bytes(call.request), text_bytes(call.request) * 8)
@@ -254,9 +255,8 @@ class LocalBackend:
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         return await self._replica.render(call)
 
-    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[bytes]:
-        reply = await self._replica.render_answer(call)
-        return Reply(reply.value.tobytes(), reply.served)
+    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
+        return await self._replica.answer_pieces(call)
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
         return await self._replica.tokenize(call)

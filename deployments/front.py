@@ -41,6 +41,7 @@ from deployments.derender import DerenderAnswer, parse_derender
 from deployments.generate_bodies import AbortBody, GenerateBody, RenderTokensBody
 from deployments.generation import merge
 from deployments.metrics import metrics
+from deployments.pieces import Pieces
 from deployments.schemas import (
     MAX_TOP_LOGPROBS,
     ChatBody,
@@ -218,13 +219,13 @@ class Front:
 
     async def render_one_answer(
         self, operation: Operation, asked: ChatAsked | TokensRenderAsked, form: AnswerForm = "json"
-    ) -> Reply[bytes]:
+    ) -> Reply[Pieces]:
         """The HTTP answer, written where the tensors are made."""
         operation = operation if asked.body.tensors else Operation.LAYOUT
         decision, call = self._render_call(operation, asked, asked.body.tensors)
         return await self.backend.render_answer(decision.tier, dataclasses.replace(call, form=form))
 
-    async def render_completion_answer(self, asked: TextAsked, form: AnswerForm = "json") -> Reply[bytes]:
+    async def render_completion_answer(self, asked: TextAsked, form: AnswerForm = "json") -> Reply[Pieces]:
         """See `render_one_answer`."""
         decision, call = self._render_call(Operation.RENDER_COMPLETION, asked)
         return await self.backend.render_answer(decision.tier, dataclasses.replace(call, form=form))

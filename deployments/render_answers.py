@@ -1,11 +1,11 @@
-"""The answer to a render-only request over HTTP: everything that `generate` takes, as bytes, written once.
+"""The answer to a render-only request over HTTP: everything that `generate` takes, written once and never joined.
 
 Both forms are the same object. Where JSON has the base64 of an item, MessagePack has its bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,17 @@ import pybase64
 
 from deployments.answer_forms import AnswerForm
 from deployments.calls import Envelope, RenderCall, SamplingRequest
+from deployments.pieces import Piece, coalesced
 from engine.protocol import SamplingParams
+from renderer.base64_parts import base64_parts
 from renderer.conversation import CompletionRequest, TokensRequest
 from renderer.embed_runs import embed_runs
 from renderer.family import Field
 from renderer.prompt import PromptItem, RenderedPrompt
-from renderer.wire import FloatType, encode_item, encode_metadata
+from renderer.wire import FloatType, encode_metadata, item_parts
 
 OUTPUT_DELTA, OUTPUT_FINAL = 1, 2
+_BINARY = b"\xc6"  # MessagePack's mark of bytes whose length takes four bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +41,91 @@ class ItemCodec:
     float_type: FloatType = "bfloat16"
 
 
+@dataclass(frozen=True, slots=True)
+class _GenerateRequest:
+    """One generate request, but for its tensors written as they are.
+
+    Attributes:
+        features: None without items.
+        items: The parts of every item; None in a layout.
+    """
+
+    fields: dict[str, Any]
+    features: dict[str, Any] | None
+    items: list[list[Piece]] | None
+
+
 def render_answer(
     call: RenderCall,
     prompts: Sequence[RenderedPrompt],
     params: Sequence[SamplingParams],
     codec: ItemCodec,
-) -> bytes:
-    """One generate request for a chat or for token ids, a list of them for completions.
+) -> list[Piece]:
+    """One generate request for a chat or for token ids, a list of them for completions; in pieces.
 
     Args:
         params: What an engine would be told, one for each prompt.
     """
     envelope, sampling = call.envelope, call.sampling
-    single = not isinstance(call.request, CompletionRequest)
     ids = _ids(call, len(prompts))
     requests = [
         _generate_request(request_id, envelope, sampling, prompt, own, codec, call.form)
         for request_id, prompt, own in zip(ids, prompts, params, strict=True)
     ]
-    answer = requests[0] if single else requests
-    if call.form == "json":
-        return orjson.dumps(answer)
-    packed: bytes = msgpack.packb(answer)
-    return packed
+    several = isinstance(call.request, CompletionRequest)
+    return coalesced(_json_pieces(requests, several) if call.form == "json" else _packed_pieces(requests, several))
+
+
+def _json_pieces(requests: Sequence[_GenerateRequest], several: bool) -> Iterator[Piece]:
+    yield b"[" if several else b""
+    for place, request in enumerate(requests):
+        yield b"," if place else b""
+        yield from _json(request)
+    yield b"]" if several else b""
+
+
+def _json(request: _GenerateRequest) -> Iterator[Piece]:
+    """Base64 needs neither decoding nor escaping, so it is put between what is written as JSON."""
+    yield orjson.dumps(request.fields)[:-1] + b',"features":'
+    if request.features is None or request.items is None:
+        yield orjson.dumps(request.features and {**request.features, "kwargs_data": None}) + b"}"
+        return
+    yield orjson.dumps(request.features)[:-1] + b',"kwargs_data":{"image":["'
+    for place, parts in enumerate(request.items):
+        yield b'","' if place else b""
+        yield from base64_parts(parts)
+    yield b'"]}}}'
+
+
+def _packed_pieces(requests: Sequence[_GenerateRequest], several: bool) -> Iterator[Piece]:
+    packer = msgpack.Packer()
+    if several:
+        yield packer.pack_array_header(len(requests))
+    for request in requests:
+        yield from _packed(request, packer)
+
+
+def _packed(request: _GenerateRequest, packer: msgpack.Packer) -> Iterator[Piece]:
+    yield packer.pack_map_header(len(request.fields) + 1)
+    yield from _packed_entries(request.fields, packer)
+    yield packer.pack("features")
+    if request.features is None:
+        yield packer.pack(None)
+        return
+    yield packer.pack_map_header(len(request.features) + 1)
+    yield from _packed_entries(request.features, packer)
+    yield packer.pack("kwargs_data")
+    if request.items is None:
+        yield packer.pack(None)
+        return
+    yield packer.pack_map_header(1) + packer.pack("image") + packer.pack_array_header(len(request.items))
+    for parts in request.items:
+        yield _BINARY + sum(map(len, parts)).to_bytes(4, "big")
+        yield from parts
+
+
+def _packed_entries(entries: Mapping[str, Any], packer: msgpack.Packer) -> Iterator[bytes]:
+    return (packer.pack(name) + packer.pack(value) for name, value in entries.items())
 
 
 def _ids(call: RenderCall, count: int) -> list[str]:
@@ -88,12 +153,11 @@ def _generate_request(
     params: SamplingParams,
     codec: ItemCodec,
     form: AnswerForm,
-) -> dict[str, Any]:
-    return {
+) -> _GenerateRequest:
+    fields = {
         "request_id": request_id,
         "token_ids": prompt.token_ids,
         "token_offsets": None,
-        "features": _features(prompt.items, codec, form) if prompt.items else None,
         "content_parts": None,
         "sampling_params": _sampling_params(sampling, params, envelope.stream),
         "model": envelope.model,
@@ -108,32 +172,30 @@ def _generate_request(
         "kv_transfer_params": None,
         "ec_transfer_params": None,
     }
+    if not prompt.items:
+        return _GenerateRequest(fields, None, None)
+    tensors = [item.tensors for item in prompt.items if item.tensors is not None]
+    parts = [list(item_parts(own, codec.fields, codec.float_type)) for own in tensors]
+    return _GenerateRequest(fields, _features(prompt.items, codec, form), parts or None)
 
 
 def _features(items: Sequence[PromptItem], codec: ItemCodec, form: AnswerForm) -> dict[str, Any]:
-    """Hashes, ranges and tensors by modality; tensors and metadata null in a layout.
+    """Hashes, ranges and metadata by modality; metadata null in a layout.
 
     `mm_embed_runs` goes beyond vLLM's protocol, whose readers ignore it: null where every token of every range carries
     an embedding.
     """
     places = [{"offset": item.range.offset, "length": item.range.length} for item in items]
     tensors = [item.tensors for item in items if item.tensors is not None]
-    written = _base64 if form == "json" else bytes
-    data = [written(encode_item(own, codec.fields, codec.float_type)) for own in tensors]
+    written = pybase64.b64encode_as_string if form == "json" else bytes
     runs = [embed_runs(item.range.embed_mask) for item in items]
     metadata = [written(encoded) for own in tensors if (encoded := encode_metadata(own, codec.fields)) is not None]
     return {
         "mm_hashes": {"image": [item.mm_hash for item in items]},
         "mm_placeholders": {"image": places},
         "mm_embed_runs": {"image": runs} if any(run is not None for run in runs) else None,
-        "kwargs_data": {"image": data} if data else None,
         "mm_metadata": {"image": metadata} if metadata else None,
     }
-
-
-def _base64(data: bytes) -> orjson.Fragment:
-    """A JSON string of base64, which needs neither decoding nor escaping."""
-    return orjson.Fragment(b'"' + pybase64.b64encode(data) + b'"')
 
 
 def _sampling_params(sampling: SamplingRequest, params: SamplingParams, stream: bool) -> dict[str, Any]:

@@ -9,9 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
@@ -28,6 +26,7 @@ from deployments.calls import (
     images,
 )
 from deployments.metrics import count_items, observe_stages
+from deployments.pieces import ArrayPieces, Pieces, as_arrays
 from deployments.records import Record
 from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
@@ -89,15 +88,20 @@ class RenderOnly:
         """The prompts of a request, with tensors as numpy arrays where the call wants them."""
         return await self._run("render", call, self._rendered)
 
-    async def render_answer(self, call: RenderCall) -> Reply[NDArray[np.uint8]]:
-        """The HTTP answer to a render-only request: its bytes in an array, which crosses to the router uncopied."""
+    async def render_answer(self, call: RenderCall) -> Reply[ArrayPieces]:
+        """The HTTP answer to a render-only request, in arrays, which the router reads where they lie."""
+        reply = await self.answer_pieces(call)
+        return Reply(as_arrays(reply.value), reply.served)
 
-        def work(call: RenderCall, clock: Clock) -> NDArray[np.uint8]:
+    async def answer_pieces(self, call: RenderCall) -> Reply[Pieces]:
+        """The HTTP answer to a render-only request, for this process to send."""
+
+        def work(call: RenderCall, clock: Clock) -> Pieces:
             prompts = self._rendered(call, clock)
             params = [self._params(call, prompt) for prompt in prompts]
             answer = render_answer(call, prompts, params, self._codec)
             clock.lap("write")
-            return np.frombuffer(answer, np.uint8)
+            return answer
 
         return await self._run("render", call, work)
 

@@ -19,6 +19,7 @@ from deployments.calls import ReplicaReport, Reply, Served
 from deployments.edge import Edge
 from deployments.error_response import add_error_handlers, error_event
 from deployments.metrics import metrics
+from deployments.pieces import Pieces, PiecesResponse
 from deployments.tier import Operation, Tier
 from renderer.errors import SchemaError
 
@@ -99,7 +100,7 @@ def render_routes(operations: Operations) -> APIRouter:
             timer = Timer()
             asked = await front.understand_chat(await _body(request), ticket, _id(request))
             form = answer_form(request.headers.get("accept"))
-            return _bytes(await front.render_one_answer(Operation.RENDER_CHAT, asked, form), timer, form)
+            return _pieces(await front.render_one_answer(Operation.RENDER_CHAT, asked, form), timer, form)
 
     @router.post("/v1/completions/render")
     async def render_completion(request: Request) -> Response:
@@ -110,7 +111,7 @@ def render_routes(operations: Operations) -> APIRouter:
             timer = Timer()
             asked = await front.understand_completion(await _body(request), ticket, _id(request))
             form = answer_form(request.headers.get("accept"))
-            return _bytes(await front.render_completion_answer(asked, form), timer, form)
+            return _pieces(await front.render_completion_answer(asked, form), timer, form)
 
     @router.post("/inference/v1/generate/render")
     async def render_tokens(request: Request) -> Response:
@@ -121,7 +122,7 @@ def render_routes(operations: Operations) -> APIRouter:
             timer = Timer()
             asked = await front.understand_tokens(await _body(request), ticket, _id(request))
             form = answer_form(request.headers.get("accept"))
-            return _bytes(await front.render_one_answer(Operation.RENDER_TOKENS, asked, form), timer, form)
+            return _pieces(await front.render_one_answer(Operation.RENDER_TOKENS, asked, form), timer, form)
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
@@ -231,9 +232,9 @@ def _json(reply: Reply[Any], timer: Timer) -> Response:
     return Response(orjson.dumps(reply.value), headers=timer.headers(reply.served), media_type=JSON)
 
 
-def _bytes(reply: Reply[bytes], timer: Timer, form: AnswerForm) -> Response:
+def _pieces(reply: Reply[Pieces], timer: Timer, form: AnswerForm) -> Response:
     headers = {**timer.headers(reply.served), "Vary": "Accept"}
-    return Response(reply.value, headers=headers, media_type=MEDIA_TYPES[form])
+    return PiecesResponse(reply.value, headers, MEDIA_TYPES[form])
 
 
 def _stream(reply: Reply[AsyncGenerator[Any]], timer: Timer, ticket: Ticket) -> Response:

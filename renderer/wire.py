@@ -43,6 +43,7 @@ _KINDS: dict[str, tuple[FieldKind, set[str], set[str]]] = {
     "flat": ("flat", {"keep_on_cpu", "slices", "dim"}, {"slices"}),
     "shared": ("shared", {"keep_on_cpu", "batch_size"}, {"batch_size"}),
 }
+_BLOCK = 1 << 16  # elements
 _MAX_NAME_CHARS = 128
 _MAX_ARRAY = 4096
 
@@ -79,7 +80,7 @@ def encode_item(tensors: Tensors, fields: Mapping[str, Field], float_type: Float
     Raises:
         ValueError: A tensor has no field, or a dtype that the wire does not know.
     """
-    return b"".join(_encoded(tensors, fields, float_type))
+    return b"".join(item_parts(tensors, fields, float_type))
 
 
 def encode_metadata(tensors: Tensors, fields: Mapping[str, Field]) -> bytes | None:
@@ -124,8 +125,10 @@ def decode_base64(text: str, limits: WireLimits) -> WireItem:
     return decode_item(data, limits)
 
 
-def _encoded(tensors: Tensors, fields: Mapping[str, Field], float_type: FloatType) -> Iterator[bytes | memoryview]:
-    """The parts of an item's encoding; the elements of a tensor are a part of their own, which is not copied."""
+def item_parts(
+    tensors: Tensors, fields: Mapping[str, Field], float_type: FloatType = "bfloat16"
+) -> Iterator[bytes | memoryview]:
+    """What `encode_item` gives, in parts; the elements of a tensor are a part of their own, which is not copied."""
     packer = msgpack.Packer()
     yield packer.pack_map_header(len(tensors))
     for name, tensor in tensors.items():
@@ -152,10 +155,25 @@ def _wire_elements(tensor: NDArray[Any], float_type: FloatType) -> tuple[str, ND
 
 
 def _to_bfloat16(tensor: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves of float32 values, rounded to nearest, ties to even."""
-    bits = tensor.view(np.uint32)
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(tensor), np.uint16(0x7FC0), rounded)
+    """The upper halves of float32 values, rounded to nearest, ties to even; as much at a time as a core's cache holds.
+
+    Args:
+        tensor: Contiguous.
+    """
+    halves = np.empty(tensor.shape, np.uint16)
+    values, target = tensor.reshape(-1), halves.reshape(-1)
+    work = np.empty(min(_BLOCK, values.size), np.uint32)
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        bits, rounded = block.view(np.uint32), work[: block.size]
+        np.right_shift(bits, 16, out=rounded)
+        np.bitwise_and(rounded, 1, out=rounded)
+        np.add(rounded, 0x7FFF, out=rounded)
+        np.add(rounded, bits, out=rounded)
+        np.right_shift(rounded, 16, out=rounded)
+        target[start : start + _BLOCK] = rounded
+        target[start : start + _BLOCK][np.isnan(block)] = 0x7FC0
+    return halves
 
 
 def _extension_header(length: int) -> bytes:

@@ -25,9 +25,9 @@ ALL_CARRY = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava
 def features(renderer: Renderer, prompt: RenderedPrompt) -> dict[str, Any]:
     call = RenderCall(REQUEST, SamplingRequest(), Envelope("x"), skip_mm_cache=True, tensors=False)
     codec = ItemCodec(renderer.family.fields, renderer.float_type)
-    written: dict[str, Any] = json.loads(render_answer(call, [prompt], [SamplingParams(max_tokens=1)], codec))[
-        "features"
-    ]
+    written: dict[str, Any] = json.loads(
+        b"".join(render_answer(call, [prompt], [SamplingParams(max_tokens=1)], codec))
+    )["features"]
     return written
 
 

@@ -71,7 +71,7 @@ def generate_request(renderer: Renderer, case: Case) -> dict[str, Any]:
     params = resolve(GREEDY, {}, len(prompt.token_ids), 4096)
     call = RenderCall(case.request, GREEDY, Envelope("test"), skip_mm_cache=True)
     codec = ItemCodec(renderer.family.fields, renderer.float_type)
-    return {**json.loads(render_answer(call, [prompt], [params], codec)), "output_mode": "text"}
+    return {**json.loads(b"".join(render_answer(call, [prompt], [params], codec))), "output_mode": "text"}
 
 
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
