@@ -70,6 +70,8 @@ class EngineReplica(RenderOnly):
             await self.engine.close()
             raise
         record.warm()
+        if self._helpers is not None:
+            self._helpers.open()
         record.tell(self.report)
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
@@ -175,7 +177,7 @@ class EngineReplica(RenderOnly):
         await self.weights.resume(weights)
 
     def _borrow(self, config: EngineTierConfig, render: Any) -> Helpers:
-        remote = config.engine.backend == "remote"
+        remote = self.engine.sender_cache is None
         tier = RenderTier(lambda: render, skip_mm_cache=remote)
         rule = BorrowRule(config.borrow, config.helpers.min_pixels)
         threads = config.renderer.media_threads

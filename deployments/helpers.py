@@ -33,8 +33,11 @@ LocalWork = Callable[[], "Future[ProcessedItem]"]
 class HelperTier(Protocol):
     """The replicas that can be asked."""
 
+    def open(self) -> None:
+        """Begin to look for them."""
+
     def replicas(self) -> int:
-        """How many can be reached at once; 0 while none is warm."""
+        """How many can be reached at once; 0 before the ways there are open and warm."""
 
     async def process(self, item: MediaItem) -> ProcessedItem:
         """One item, by any of them.
@@ -82,6 +85,11 @@ class Helpers:
         self._lock = threading.Lock()
         self._waiting: deque[_Errand] = deque()
         self._under_way: Counter[Place] = Counter()
+
+    def open(self) -> None:
+        """Begin to count, and to look for the others. Before, as warm-up must, everything is processed here."""
+        self.counts.clear()
+        self._tier.open()
 
     def compute(self, item: MediaItem, of: int, local: LocalWork) -> Future[ProcessedItem]:
         """See `renderer.items.ItemSource`."""

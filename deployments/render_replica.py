@@ -34,6 +34,7 @@ class RenderReplica(RenderOnly):
         sources = ItemSources(readonly=self._helpers)
         super().__init__(await warm_renderer(config.renderer, record, sources), record)
         record.warm()
+        self._helpers.open()
         record.tell(self.report)
 
     async def report(self) -> ReplicaReport:
@@ -63,6 +64,7 @@ class RenderIngress(Operations):
         self.replica = RenderOnly(await warm_renderer(config.render.renderer, record, sources), record)
         super().__init__(Front(config, LocalBackend(self.replica)), record)
         record.warm()
+        self._helpers.open()
         record.tell(self.report)
 
     async def report(self) -> ReplicaReport:

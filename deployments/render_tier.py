@@ -41,7 +41,11 @@ class RenderTier:
         self._itself = itself
         self._tier: TierHandle | None = None
         self._sizes = _Sizes()
-        self._warming = asyncio.create_task(self._warm())
+        self._warming: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """See `helpers.HelperTier`."""
+        self._warming = asyncio.create_task(self.warm())
 
     def replicas(self) -> int:
         """Others that can be reached; 0 while the ways there are not warm."""
@@ -60,7 +64,7 @@ class RenderTier:
         self._sizes.learn(item, processed.nbytes)
         return processed
 
-    async def _warm(self) -> None:
+    async def warm(self) -> None:
         """Open the ways, by value and by reference, as soon as there is a replica."""
         while True:
             try:

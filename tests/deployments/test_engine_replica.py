@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from deployments.calls import Choice, Delta, GenerateCall, SamplingRequest
+from deployments.calls import Choice, Delta, GenerateCall, ReplicaReport, SamplingRequest
 from deployments.config import EngineTierConfig, GreenroomConfig
 from deployments.engine_replica import EngineReplica
+from deployments.records import Record
+from deployments.rendering import RenderOnly
 from deployments.schemas import ChatBody, parse
 from deployments.tier import Operation, Tiers, choose_tier
 from engine.config import EngineConfig
@@ -23,7 +26,8 @@ from renderer.caches import CacheStats
 from renderer.conversation import ChatRequest, ImagePart, TokensRequest
 from renderer.errors import EngineDeadError, EngineStartingError
 from renderer.prompt import RenderedPrompt
-from tests.stack.helpers import ITEM_BYTES, about, picture
+from renderer.renderer import Renderer
+from tests.stack.helpers import ITEM_BYTES, about, picture, wait_until
 
 RESTART_S = 0.5
 GREEDY = SamplingRequest(max_tokens=12, temperature=0)
@@ -84,6 +88,55 @@ async def down(check: Awaitable[None]) -> EngineDeadError | None:
     except EngineDeadError as error:
         return error
     return None
+
+
+class Lender:
+    """A handle to a render replica in this process."""
+
+    def __init__(self, replica: RenderOnly) -> None:
+        router = SimpleNamespace(curr_replicas={"only": replica})
+        self._router = SimpleNamespace(_asyncio_router=SimpleNamespace(request_router=router, _running_replicas=[]))
+        self._replica = replica
+
+    def options(self, *, method_name: str, **_: Any) -> Any:
+        return SimpleNamespace(remote=getattr(self._replica, method_name))
+
+
+def helped(replica: EngineReplica) -> bool:
+    return replica._helpers is not None and replica._helpers._tier.replicas() > 0
+
+
+class Lending(RenderOnly):
+    async def report(self) -> ReplicaReport:
+        return self.record.report()
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["beside its engine", "apart from its engine"])
+async def test_items_are_borrowed_by_the_processor_that_renders_for_the_engine(apart: bool) -> None:
+    config = tier_config(borrow="always")
+    lender = Lending(Renderer(config.renderer), Record("render"))
+    engine: Any = EmbeddedEngine(embedded(config))
+    replica = EngineReplica.__new__(EngineReplica)
+    await replica.__init__(config, Lender(lender), Apart(engine) if apart else engine)  # type: ignore[misc]
+    try:
+        assert replica._helpers is not None
+        assert replica._helpers.counts == {}, "warm-up leaves no trace"
+        await asyncio.to_thread(wait_until, lambda: helped(replica), 10, "the lender is found")
+        for _ in range(2):
+            (answer,) = await answers(replica, call(chat(3), skip=apart))
+            assert picture(3).color in answer
+        assert replica._helpers.counts == {"borrowed": 1}
+        assert lender.record.report().requests == {"borrowed": 1}
+        used, unused = ("processor", "sender") if apart else ("sender", "processor")
+        assert replica.caches[used] == CacheStats(entries=1, bytes=ITEM_BYTES, hits=1, misses=1)
+        assert replica.caches.get(unused, CacheStats()) == CacheStats()
+        lent = lender.renderer.readonly_mm_processor.cache
+        assert lent is not None
+        assert lent.stats.entries == int(apart), "the mm_processor of a render replica has no cache"
+    finally:
+        replica.renderer.close()
+        lender.renderer.close()
+        await replica.engine.close()
 
 
 async def until(is_down: bool, check: Callable[[], Awaitable[None]]) -> None:

@@ -48,6 +48,9 @@ class Tier:
         self.go = asyncio.Event()
         self.go.set()
 
+    def open(self) -> None:
+        pass
+
     def replicas(self) -> int:
         return self.number
 

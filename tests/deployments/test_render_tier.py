@@ -52,7 +52,7 @@ def item(data: bytes = b"", width: int = 10, **options: Any) -> MediaItem:
 async def reached(handle: Handle, itself: bool = False) -> RenderTier:
     tier = RenderTier(lambda: handle, skip_mm_cache=True, itself=itself)
     assert tier.replicas() == 0, "nobody is asked before the ways are warm"
-    await tier._warming
+    await tier.warm()
     return tier
 
 
