@@ -100,7 +100,6 @@ class Front:
             engine=None if config.engine is None else config.engine.engine.backend,
         )
         self._admission = Admission({}, config.router.admission.retry_after_s)
-        self._max_model_len: int | None = config.max_model_len
         self._created = int(time.time())
 
     def admit(self, operation: Operation, body_bytes: int = 0) -> Ticket:
@@ -134,23 +133,13 @@ class Front:
             RequestError: It cannot be served as it is.
             OverloadedError: Its media do not fit beside those under way.
         """
-
-        def work() -> ChatAsked:
-            body = parse(RenderChatBody, data)
-            self._check_model(body.model)
-            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
-
-        return _sized(await _off_loop(data, work))
+        asked: ChatAsked = await self._understood(RenderChatBody, data, ticket, request_id)
+        return asked
 
     async def understand_completion(self, data: Data, ticket: Ticket, request_id: str | None = None) -> TextAsked:
         """See `understand_chat`."""
-
-        def work() -> TextAsked:
-            body = parse(CompletionBody, data)
-            self._check_model(body.model)
-            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
-
-        return _sized(await _off_loop(data, work))
+        asked: TextAsked = await self._understood(CompletionBody, data, ticket, request_id)
+        return asked
 
     async def chat(self, asked: ChatAsked) -> Reply[ChatCompletion]:
         return await whole(self._chat_events(asked, UNARY_TOKENS), self._chat_form(asked))
@@ -170,23 +159,13 @@ class Front:
 
     async def understand_generate(self, data: Data, ticket: Ticket, request_id: str | None = None) -> TokensAsked:
         """See `understand_chat`."""
-
-        def work() -> TokensAsked:
-            body = parse(GenerateBody, data)
-            self._check_model(body.model)
-            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
-
-        return _sized(await _off_loop(data, work))
+        asked: TokensAsked = await self._understood(GenerateBody, data, ticket, request_id)
+        return asked
 
     async def understand_tokens(self, data: Data, ticket: Ticket, request_id: str | None = None) -> TokensRenderAsked:
         """See `understand_chat`."""
-
-        def work() -> TokensRenderAsked:
-            body = parse(RenderTokensBody, data)
-            self._check_model(body.model)
-            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
-
-        return _sized(await _off_loop(data, work))
+        asked: TokensRenderAsked = await self._understood(RenderTokensBody, data, ticket, request_id)
+        return asked
 
     async def generate(self, asked: TokensAsked) -> Reply[TokenAnswer]:
         return await whole(self._token_events(asked, UNARY_TOKENS), self._token_form(asked))
@@ -239,7 +218,8 @@ class Front:
         call = TokenizeCall(request, special, body.return_token_strs)
         reply = await self.backend.tokenize(self._choose(Operation.TOKENIZE, ticket).tier, call)
         ids = reply.value.token_ids
-        answer = TokenizeAnswer(len(ids), reply.value.max_model_len, ids, reply.value.token_strs)
+        length = min(reply.value.max_model_len, self.backend.max_model_len or reply.value.max_model_len)
+        answer = TokenizeAnswer(len(ids), length, ids, reply.value.token_strs)
         return Reply(answer, reply.served)
 
     async def detokenize(self, data: Data, ticket: Ticket) -> Reply[DetokenizeAnswer]:
@@ -257,17 +237,32 @@ class Front:
         return Reply(body.answer(reply.value, self._model(body.model)), reply.served)
 
     async def models(self) -> ModelList:
-        """The names that requests may use. `max_model_len` is what the replicas say, null while none runs."""
-        if self._max_model_len is None:
-            reports = [report for tier in (await self.backend.reports()).values() for report in tier]
-            self._max_model_len = next((report.max_model_len for report in reports), None)
-        root, length = self.config.model, self._max_model_len
+        """The names that requests may use. `max_model_len` is what the replicas say, null while none has run."""
+        if self.backend.max_model_len is None:
+            await self.backend.reports()
+        root, length = self.config.model, self.backend.max_model_len
         cards = (ModelCard(name, self._created, root, length) for name in self.config.served_model_names)
         return ModelList(tuple(cards))
 
     async def clear_mm_cache(self) -> None:
         """Empty the media caches of all running replicas."""
         await self.backend.clear_mm_cache()
+
+    async def _understood(
+        self,
+        kind: type[RenderChatBody | CompletionBody | GenerateBody],
+        data: Data,
+        ticket: Ticket,
+        request_id: str | None,
+    ) -> Understood[Any, Any]:
+        def work() -> Understood[Any, Any]:
+            body = parse(kind, data)
+            self._check_model(body.model)
+            return Understood(body, body.request(), body.sampling(), _request_id(request_id, body), ticket)
+
+        asked = await _off_loop(data, work)
+        ticket.resize(expected_media_bytes(asked.request))
+        return asked
 
     def _choose(self, operation: Operation, ticket: Ticket) -> Decision:
         return choose_tier(operation, dataclasses.replace(self._tiers, render_full=ticket.lane is Lane.OVERFLOW))
@@ -351,7 +346,10 @@ class Front:
         options = None if body.stream_options is None else body.stream_options.model_dump()
         envelope = Envelope(asked.request_id, body.model, body.stream, options, body.priority)
         skip = decision.skip_mm_cache or False
-        return decision, RenderCall(asked.request, asked.sampling, envelope, skip, tensors and decision.pixels)
+        tensors = tensors and decision.pixels
+        longest = self.backend.max_model_len
+        call = RenderCall(asked.request, asked.sampling, envelope, skip, tensors, max_model_len=longest)
+        return decision, call
 
 
 def _check_chat(body: ChatBody) -> None:
@@ -360,11 +358,6 @@ def _check_chat(body: ChatBody) -> None:
         raise UnsupportedFieldError(
             "tools are rendered, but their calls are not parsed; set tool_choice to none", "tools"
         )
-
-
-def _sized(asked: Understood[BodyT, RequestT]) -> Understood[BodyT, RequestT]:
-    asked.ticket.resize(expected_media_bytes(asked.request))
-    return asked
 
 
 def _usage_options(options: StreamOptions | None) -> dict[str, bool]:
