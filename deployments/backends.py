@@ -84,6 +84,10 @@ class Backend(Protocol):
             GreenroomError: None is running, or one could not; the others did.
         """
 
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens of prompt and output together that every tier takes, as far as the replicas have told."""
+
     def running(self, tier: Tier) -> int | None:
         """Replicas of a tier that can be reached; None where that is not known yet."""
 
@@ -151,6 +155,7 @@ class HandleBackend:
     def __init__(self, handles: Mapping[Tier, Any], config: RouterConfig) -> None:
         self._tiers = {tier: TierHandle(handle) for tier, handle in handles.items()}
         self._config = config
+        self._lengths: dict[str, int] = {}
         self._rendering, self._sequences = Gauge(), Gauge()
 
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
@@ -194,6 +199,8 @@ class HandleBackend:
 
     async def reports(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
         answers = await asyncio.gather(*(handle.broadcast("report") for handle in self._tiers.values()))
+        for report in (report for reports in answers for report in reports):
+            self._note(report)
         return {str(tier): reports for tier, reports in zip(self._tiers, answers, strict=True)}
 
     async def clear_mm_cache(self) -> None:
@@ -221,8 +228,18 @@ class HandleBackend:
         for task in late:
             task.cancel()
         failed = [task for task in done if task.exception() is not None]
+        for task in done.difference(failed):
+            self._note(task.result())
         if late or failed:
             logger.warning("router: %d of %d ways to the tiers could not be warmed", len(late) + len(failed), len(ways))
+
+    @property
+    def max_model_len(self) -> int | None:
+        return min(self._lengths.values(), default=None)
+
+    def _note(self, report: ReplicaReport) -> None:
+        if report.max_model_len is not None:
+            self._lengths[report.tier] = report.max_model_len
 
     async def _pure(self, tier: Tier, method: str, argument: Any, by_reference: bool) -> Any:
         handle = self._tiers[tier]
@@ -281,6 +298,10 @@ class LocalBackend:
 
     async def command(self, method: str, *arguments: Any) -> tuple[Any, ...]:
         raise NotSupportedError(f"{method}: this deployment has no engine tier")
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self._replica.renderer.max_model_len
 
     def running(self, tier: Tier) -> int | None:
         return int(tier is Tier.RENDER)

@@ -98,7 +98,9 @@ class Envelope:
 class RenderCall:
     """Render, on the readonly processor if `skip_mm_cache`, and without touching a pixel unless `tensors`.
 
-    `form` is that of an answer over HTTP.
+    Attributes:
+        form: Of an answer over HTTP.
+        max_model_len: What the engine takes, where that is known and may be less than the renderer's.
     """
 
     request: Rendering
@@ -107,6 +109,7 @@ class RenderCall:
     skip_mm_cache: bool
     tensors: bool = True
     form: AnswerForm = "json"
+    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

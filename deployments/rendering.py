@@ -208,7 +208,8 @@ class RenderOnly:
 
     def _params(self, call: RenderCall, prompt: RenderedPrompt) -> SamplingParams:
         defaults, length = self.renderer.generation_defaults, len(prompt.token_ids)
-        return resolve(call.sampling, defaults, length, self.renderer.max_model_len)
+        longest = self.renderer.max_model_len
+        return resolve(call.sampling, defaults, length, min(longest, call.max_model_len or longest))
 
 
 def _is_remote(request: Rendering) -> bool:

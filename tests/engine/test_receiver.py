@@ -1,6 +1,7 @@
 """The receiver holds what the sender believes, and each request gets the tensors of its own items.
 
-Random submissions, with look-ups that are submitted late, out of order or never, against the sender cache itself.
+Random submissions, with look-ups that are submitted late, out of order or never, against the sender cache itself: items
+hashed here, and items that tenants claim under the same hashes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine.receiver import ReceiverCache
 from renderer.caches import SenderCache, Submission, SubmittedItem
 from renderer.errors import CacheMissError, EngineError
+from renderer.hashing import content_key, foreign_key
 from renderer.prompt import PlaceholderRange, PromptItem, Tensors
 
-ITEMS = 8
 UNIT = 100
+HASHES = ("a", "b", "c", "d")
+# What is hashed here, and what tenants claim to be the same: every pairing shows something else.
+KEYS = (
+    *(content_key(digest) for digest in HASHES),
+    *(foreign_key(salt, digest, 1) for salt in (None, "one", "other") for digest in HASHES[:2]),
+)
+FOREIGN = range(len(HASHES), len(KEYS))
 
 
 def tensors_of(index: int) -> Tensors:
@@ -28,8 +36,12 @@ def tensors_of(index: int) -> Tensors:
 
 
 def item_of(index: int, held: bool) -> PromptItem:
-    key = f"item-{index}"
-    return PromptItem(key, key, PlaceholderRange(0, 1), None if held else tensors_of(index))
+    digest = HASHES[index % len(HASHES) if index not in FOREIGN else (index - len(HASHES)) % 2]
+    return PromptItem(digest, KEYS[index], PlaceholderRange(0, 1), None if held else tensors_of(index))
+
+
+def index_of(key: str) -> int:
+    return KEYS.index(key)
 
 
 class SenderAndReceiver(RuleBasedStateMachine):
@@ -43,10 +55,10 @@ class SenderAndReceiver(RuleBasedStateMachine):
         self.running: list[object] = []
         self.sent = 0
 
-    @rule(indices=st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=3))
+    @rule(indices=st.lists(st.integers(0, len(KEYS) - 1), min_size=1, max_size=3))
     def render(self, indices: list[int]) -> None:
         lease = self.sender.lease()
-        items = [item_of(index, self.sender.look_up(f"item-{index}", lease) is not None) for index in indices]
+        items = [item_of(index, self.sender.look_up(KEYS[index], lease) is not None) for index in indices]
         self.rendered.append((items, lease))
 
     @precondition(lambda self: self.rendered)
@@ -58,12 +70,27 @@ class SenderAndReceiver(RuleBasedStateMachine):
             submission = self.sender.commit(items)
         except CacheMissError:
             # Looked up before a restart: rendered again with tensors.
-            items = [item_of(int(item.cache_key[5:]), held=False) for item in items]
+            items = [item_of(index_of(item.cache_key), held=False) for item in items]
             submission = self.sender.commit(items)
         got = self.receiver.obey(submission)
         self.sent += sum(item.tensors is not None for item in submission.items)
         for item, tensors in zip(items, got, strict=True):
-            assert np.array_equal(tensors["pixel_values"], tensors_of(int(item.cache_key[5:]))["pixel_values"])
+            assert np.array_equal(tensors["pixel_values"], tensors_of(index_of(item.cache_key))["pixel_values"])
+
+    @rule(index=st.sampled_from(FOREIGN))
+    def claim_without_data(self, index: int) -> None:
+        """A caller names an item that it sends no data of."""
+        before, stats = self.sender.keys(), self.sender.stats
+        with self.sender.lease() as lease:
+            self.sender.look_up(KEYS[index], lease)
+            if KEYS[index] not in before:
+                with pytest.raises(CacheMissError):
+                    self.sender.commit([item_of(index, held=True)])
+                assert self.sender.keys() == before
+                assert (self.sender.stats.hits, self.sender.stats.misses) == (stats.hits, stats.misses)
+                return
+            (got,) = self.receiver.obey(self.sender.commit([item_of(index, held=True)]))
+            assert np.array_equal(got["pixel_values"], tensors_of(index)["pixel_values"])
 
     @precondition(lambda self: self.rendered)
     @rule(data=st.data())
@@ -94,7 +121,9 @@ class SenderAndReceiver(RuleBasedStateMachine):
         assert set(self.sender.keys()) <= self.receiver.keys()
         pending = self.receiver.keys() - set(self.sender.keys())
         assert pending <= set(self.sender._pending_drops)
-        assert self.receiver.bytes <= 3 * UNIT + sum(tensors_of(int(key[5:]))["pixel_values"].nbytes for key in pending)
+        assert self.receiver.bytes <= 3 * UNIT + sum(
+            tensors_of(index_of(key))["pixel_values"].nbytes for key in pending
+        )
         assert self.sender.stats.bytes <= 3 * UNIT
         assert self.sender.stats.misses == self.sent
 

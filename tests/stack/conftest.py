@@ -26,6 +26,7 @@ RENDERER: dict[str, Any] = {
     "fetch": {"internal_hosts": ["localhost"], "backoff_s": 0},
 }
 JSON_LOGS = LoggingConfig(encoding="JSON")
+FEW_TOKENS, TOKEN_BYTES = 2048 + 16, 2 * 4 * 2 * 32 * 4  # keys and values, layers, heads, size, float32
 SMALL: dict[str, Any] = {
     "model": "demo/model",
     "renderer": RENDERER,
@@ -71,8 +72,10 @@ def whole(deploy: Callable[..., Application]) -> Application:
 
 @pytest.fixture(scope="session")
 def alone(deploy: Callable[..., Application]) -> Application:
-    """No render tier: engine replicas serve render-only requests, beside their sender caches."""
-    return deploy("alone", build(GreenroomConfig.model_validate({**SMALL, "render": None})))
+    """No render tier: engine replicas serve render-only requests, beside their sender caches. The engine's blocks hold
+    less than the model takes."""
+    engine = {"engine": {**SMALL["engine"]["engine"], "kv_cache_bytes": FEW_TOKENS * TOKEN_BYTES}}
+    return deploy("alone", build(GreenroomConfig.model_validate({**SMALL, "render": None, "engine": engine})))
 
 
 @pytest.fixture(scope="session")

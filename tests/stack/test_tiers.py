@@ -36,6 +36,17 @@ def test_without_a_render_tier_an_engine_replica_renders(alone: Application) -> 
     assert response.json()["features"]["kwargs_data"]["image"]
 
 
+def test_render_answers_ask_for_no_more_than_the_engine_holds(alone: Application) -> None:
+    (card,) = alone.http.get("/v1/models").json()["data"]
+    assert card["max_model_len"] == 2048
+    body = {"messages": about(picture(0)), "max_tokens": 2040}
+    rendered = alone.post("/v1/chat/completions/render", body).json()
+    assert rendered["sampling_params"]["max_tokens"] == 2048 - len(rendered["token_ids"])
+    assert alone.post("/tokenize", {"prompt": "Hello"}).json()["max_model_len"] == 2048
+    assert alone.post("/inference/v1/generate", rendered).status_code == 200
+    assert alone.post("/v1/chat/completions", body).status_code == 200
+
+
 def test_models_are_those_that_requests_may_name(whole: Application) -> None:
     (card,) = whole.http.get("/v1/models").json()["data"]
     assert (card["id"], card["max_model_len"]) == ("demo/model", 4096)
