@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.orphans import end_children_with_me
 from engine.protocol import SamplingParams
 from engine.vllm_adapter import ItemForm, example_input, vllm_params
 from engine.vllm_config import VllmEngineConfig
@@ -147,6 +148,8 @@ async def _make_llm(config: VllmEngineConfig, levels: Levels) -> Any:
 
 def _new_llm(config: VllmEngineConfig, levels: Levels) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a process of many threads is no good to fork
+    end_children_with_me()
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
