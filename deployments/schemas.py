@@ -54,7 +54,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "media_io_kwargs": ({},),
     "modalities": (["text"],),
     "prompt_logprobs": (),
-    "reasoning_effort": (),
     "repetition_detection": (),
     "return_prompt_text": (False,),
     "return_token_ids": (False,),
@@ -277,6 +276,7 @@ class ChatBody(_Generation, _Conversation):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0)
     documents: list[dict[str, Any]] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
@@ -297,10 +297,18 @@ class ChatBody(_Generation, _Conversation):
         return dataclasses.replace(
             super().request(),
             documents=None if self.documents is None else tuple(self.documents),
+            chat_template_kwargs=self._template_kwargs(),
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             truncation_side=self.truncation_side,
             cache_salt=self.cache_salt,
         )
+
+    def _template_kwargs(self) -> Mapping[str, Any]:
+        """Templates know the effort by its name, or only whether the model is to think at all."""
+        if self.reasoning_effort is None:
+            return self.chat_template_kwargs
+        thinks = {"enable_thinking": self.reasoning_effort != "none"}
+        return {**thinks, **self.chat_template_kwargs, "reasoning_effort": self.reasoning_effort}
 
     def sampling(self) -> SamplingRequest:
         newer = self.max_completion_tokens is not None

@@ -56,6 +56,22 @@ def test_an_unknown_field_is_refused_by_name() -> None:
     assert caught.value.param == "colour"
 
 
+@pytest.mark.parametrize(
+    ("fields", "variables"),
+    [
+        ({}, {}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low", "enable_thinking": True}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True, "a": 1}},
+            {"reasoning_effort": "none", "enable_thinking": True, "a": 1},
+        ),
+    ],
+)
+def test_the_effort_of_reasoning_is_the_templates(fields: dict[str, Any], variables: dict[str, Any]) -> None:
+    assert chat(**fields).request().chat_template_kwargs == variables
+
+
 def test_no_field_is_both_known_and_unsupported() -> None:
     kinds: list[type[Body]] = [ChatBody, RenderChatBody, CompletionBody, TokenizeChatBody, DetokenizeBody]
     assert [kind.model_fields.keys() & (UNSUPPORTED.keys() | IGNORED) for kind in kinds] == [set()] * len(kinds)
