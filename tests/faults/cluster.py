@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,7 +26,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tests.stack.helpers import Application, wait_until
 
-START_S = 300
+START_S = 600
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,19 @@ class Replica:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A running cluster. `nodes` adds and removes nodes of it, all on this machine."""
+    """A running cluster. `nodes` adds and removes nodes of it, all on this machine.
+
+    Attributes:
+        applications: Those deployed, by name, as a config file has them: Serve is always told all of them.
+    """
 
     address: str
     nodes: Cluster
+    applications: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def deploy(self) -> None:
+        config = {"applications": list(self.applications.values())}
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
 
 
 @contextmanager
@@ -75,15 +84,14 @@ def free_port() -> int:
 class Deployed(Application):
     """An application deployed by config: told again with other arguments or numbers, it is updated in place."""
 
-    def __init__(self, name: str, address: str, args: Mapping[str, Any], **deployments: Mapping[str, Any]) -> None:
-        self._application: dict[str, Any] = {
-            "name": name,
-            "route_prefix": f"/{name}",
-            "import_path": "deployments.app:build",
-        }
+    def __init__(
+        self, name: str, cluster: RayCluster, args: Mapping[str, Any], **deployments: Mapping[str, Any]
+    ) -> None:
+        self.name = name
+        self._cluster = cluster
         self.update(args, **deployments)
-        self.wait_until_running(name)
-        super().__init__(name, f"{address}/{name}", serve.get_app_handle(name))
+        self.wait_until_running()
+        super().__init__(name, f"{cluster.address}/{name}", serve.get_app_handle(name))
         self._settle()
 
     def update(
@@ -95,14 +103,19 @@ class Deployed(Application):
             policy: The application's `autoscaling_policy`.
             deployments: Serve's options by deployment, as in the `deployments` section of a config file.
         """
-        options = [{"name": deployment, **options} for deployment, options in deployments.items()]
-        self._application |= {"args": dict(args), "deployments": options, "autoscaling_policy": policy}
-        config = ServeDeploySchema.model_validate({"applications": [self._application]})
-        _get_global_client().deploy_apps(config)
+        self._cluster.applications[self.name] = {
+            "name": self.name,
+            "route_prefix": f"/{self.name}",
+            "import_path": "deployments.app:build",
+            "args": dict(args),
+            "deployments": [{"name": deployment, **options} for deployment, options in deployments.items()],
+            "autoscaling_policy": policy,
+        }
+        self._cluster.deploy()
 
-    def wait_until_running(self, name: str | None = None) -> None:
+    def wait_until_running(self) -> None:
         def runs() -> bool:
-            application = serve.status().applications.get(name or self.name)
+            application = serve.status().applications.get(self.name)
             assert application is None or application.status != "DEPLOY_FAILED", application
             return application is not None and application.status == "RUNNING"
 
@@ -111,8 +124,11 @@ class Deployed(Application):
     def replicas(self, deployment: str, state: str = "RUNNING") -> list[Replica]:
         """The replicas of a deployment that are in a state, oldest first; dead ones that the controller has yet to
         notice left out."""
-        details = _get_global_client().get_serve_details()["applications"][self.name]["deployments"][deployment]
-        found = [replica for replica in details["replicas"] if replica["state"] == state and _lives(replica["pid"])]
+        details = _get_global_client().get_serve_details()["applications"][self.name]
+        assert details["status"] != "DEPLOY_FAILED", details["message"]
+        # While an update is being built, the application has no deployments to show.
+        replicas = details["deployments"].get(deployment, {"replicas": []})["replicas"]
+        found = [replica for replica in replicas if replica["state"] == state and _lives(replica["pid"])]
         found.sort(key=lambda replica: float(replica["start_time_s"]))
         return [Replica(deployment, each["replica_id"], each["pid"], each["node_id"]) for each in found]
 
@@ -121,13 +137,18 @@ class Deployed(Application):
 
         def there() -> bool:
             states = serve.status().applications[self.name].deployments
-            return all(states[name].replica_states == {"RUNNING": number} for name, number in numbers.items())
+            return all(
+                name in states and states[name].replica_states == {"RUNNING": number}
+                for name, number in numbers.items()
+            )
 
         wait_until(there, START_S, f"replicas: {numbers}")
 
     def close(self) -> None:
         self.http.close()
-        serve.delete(self.name)
+        del self._cluster.applications[self.name]
+        self._cluster.deploy()
+        wait_until(lambda: self.name not in serve.status().applications, START_S, "the application is gone")
 
     def _settle(self) -> None:
         """Until the proxy has the route: it may answer 404 for a moment."""

@@ -30,7 +30,7 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture(scope="session")
 def shared(cluster: RayCluster) -> Iterator[Deployed]:
-    app = Deployed("faults", cluster.address, PATIENT, **dict.fromkeys(TIERS, TWO))
+    app = Deployed("faults", cluster, PATIENT, **dict.fromkeys(TIERS, TWO))
     yield app
     app.close()
 

@@ -15,11 +15,11 @@ import pytest
 
 from deployments.calls import ReplicaReport
 from engine.protocol import EngineStats
-from tests.faults.cluster import Deployed, controller_pid, kill, proxy_pid
+from tests.faults.cluster import START_S, Deployed, controller_pid, kill, proxy_pid
 from tests.faults.traffic import Ask, Outcome, Traffic, ask_patiently, client, known_answers, mixed_asks, slow
 from tests.stack.helpers import about, picture, wait_until
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3 * START_S)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_request_whose_render_replica_is_killed_in_the_middle_of_it_is_rendere
     app: Deployed, pool: ThreadPoolExecutor
 ) -> None:
     outcome, victim = killed_at_work(app, pool, slow("render", 0), "render", "render")
-    assert (outcome.failure, outcome.broken) == (None, 0)
+    assert (outcome.failure, outcome.broken) == (None, ())
     assert outcome.answer is not None
     assert outcome.answer.replica != victim
     again = once(app, slow("render", 0))
@@ -52,7 +52,7 @@ def test_a_request_whose_engine_replica_is_killed_before_the_first_token_is_serv
 ) -> None:
     ask = slow("chat", 1, temperature=0, max_tokens=8)
     outcome, victim = killed_at_work(app, pool, ask, "engine", "generate")
-    assert (outcome.failure, outcome.broken) == (None, 0)
+    assert (outcome.failure, outcome.broken) == (None, ())
     assert outcome.answer is not None
     assert outcome.answer.replica != victim
     again = once(app, ask)
@@ -71,7 +71,9 @@ def test_what_a_killed_router_was_forwarding_succeeds_when_asked_again_and_nothi
         traffic.wait_for(60)
         app.wait_for_replicas(Router=2)
     assert traffic.failures == []
-    assert all(outcome.begun < killed_at for outcome in traffic.broken), "the other router takes what comes after"
+    assert all(each.begun < killed_at for each in traffic.outcomes if each.broken), (
+        "the other router takes what comes after"
+    )
 
 
 def test_clients_that_ask_again_get_through_as_soon_as_a_lone_proxy_is_back(

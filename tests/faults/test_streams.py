@@ -8,10 +8,10 @@ import random
 import httpx
 import pytest
 
-from tests.faults.cluster import Deployed, core_of, kill
+from tests.faults.cluster import START_S, Deployed, core_of, kill
 from tests.faults.traffic import Ask, client, known_answers, story, streamed
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3 * START_S)]
 
 STREAMS = 32
 TOKENS = 160

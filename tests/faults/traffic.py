@@ -26,7 +26,7 @@ from tests.stack.helpers import QUESTION, about, picture, wait_until
 
 RETRY_PAUSE_S = 0.25
 # A lone proxy is away for some 25 s, a lone router for as long as its replacement takes to start.
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 STORY = "Tell me a story."
 
 
@@ -58,12 +58,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a request went. `failure` is None where the answer is the right one; `broken` counts the tries before it."""
+    """How a request went. `failure` is None where the answer is the right one; `broken` says how the tries before it
+    were cut off."""
 
     ask: Ask
     begun: float
     ended: float
-    broken: int
+    broken: tuple[str, ...]
     failure: str | None
     answer: Answer | None = None
 
@@ -107,14 +108,15 @@ async def ask_once(http: httpx.AsyncClient, ask: Ask) -> Answer:
 
 async def ask_patiently(http: httpx.AsyncClient, ask: Ask, expected: str | None = None) -> Outcome:
     """Ask until an ingress is there that lives long enough."""
-    begun, broken = time.time(), 0
+    begun = time.time()
+    broken: tuple[str, ...] = ()
     while True:
         try:
             answer = await ask_once(http, ask)
         except WrongAnswerError as error:
             return Outcome(ask, begun, time.time(), broken, str(error))
         except IngressBrokeError as error:
-            broken += 1
+            broken = (*broken, f"{time.time() - begun:.1f} s: {error}")
             if time.time() - begun > PATIENCE_S:
                 return Outcome(ask, begun, time.time(), broken, f"no ingress for {PATIENCE_S} s: {error}")
             await asyncio.sleep(RETRY_PAUSE_S)
@@ -143,7 +145,7 @@ def known_answers(address: str, asks: Sequence[Ask], at_once: int = 4) -> list[s
 
 
 def client(address: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=address, timeout=120, limits=httpx.Limits(max_connections=None))
+    return httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=None))
 
 
 @dataclass
@@ -186,9 +188,9 @@ class Traffic:
         return [f"{each.ask.kind}: {each.failure}" for each in self.outcomes if each.failure is not None]
 
     @property
-    def broken(self) -> list[Outcome]:
-        """Requests that were cut off with their ingress, and asked again."""
-        return [each for each in self.outcomes if each.broken]
+    def broken(self) -> list[tuple[str, ...]]:
+        """How requests were cut off with their ingress, that were asked again."""
+        return [each.broken for each in self.outcomes if each.broken]
 
     def wait_for(self, number: int, seconds: float = 180) -> None:
         """Until so many requests more have ended."""
