@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from deployments.config import GreenroomConfig
 from renderer.errors import ConfigError
 
 SERVE_CONFIG = Path(__file__).parent.parent / "serve_config.yaml"
-BUILDERS = "deployments.app"
+# What is known of `deployments.app` here, where importing it would load every model library.
+BUILDERS: Mapping[str, Callable[[GreenroomConfig], set[str]]] = {
+    "build": lambda config: {
+        "Router",
+        *(["RenderReplica"] if config.render is not None else []),
+        *(["EngineReplica"] if config.engine is not None else []),
+    },
+    "build_render": lambda config: {"RenderIngress"},
+}
+SCALED_BY_WORK = frozenset({"RenderReplica", "EngineReplica", "RenderIngress"})
 FIGURES = frozenset({RENDER_SECONDS, ENGINE_SEQUENCES, ENGINE_PROMPT_TOKENS})
 
 
@@ -51,49 +60,31 @@ def check_config(config: dict[str, Any]) -> None:
         if unknown:
             raise ConfigError(f"unknown keys: {', '.join(unknown)}")
         for application in config["applications"]:
-            if application["import_path"].startswith(f"{BUILDERS}:"):
+            if application["import_path"].startswith("deployments.app:"):
                 check_application(application)
     except ValidationError as error:
         raise ConfigError(str(error)) from error
 
 
 def check_application(application: Mapping[str, Any]) -> None:
-    """Build one application and compare what the file says of its deployments with what there is."""
-    from deployments import app
-
-    builder = getattr(app, application["import_path"].partition(":")[2], None)
-    if builder is None:
-        raise ConfigError(f"import_path: {BUILDERS} has no {application['import_path'].partition(':')[2]!r}")
-    graph = deployments_of(builder(GreenroomConfig.model_validate(application.get("args", {}))))
+    """Compare what the file says of an application's deployments with what there will be."""
+    builder = application["import_path"].partition(":")[2]
+    if builder not in BUILDERS:
+        raise ConfigError(f"import_path: deployments.app has no {builder!r}; it has {', '.join(BUILDERS)}")
+    names = BUILDERS[builder](GreenroomConfig.model_validate(application.get("args", {})))
     sized = {deployment["name"]: deployment for deployment in application.get("deployments", [])}
     policy = (application.get("autoscaling_policy") or {}).get("policy_kwargs", {})
     scaled: Mapping[str, Mapping[str, float]] = policy.get("tiers", {})
-    _refuse("deployments: no deployment", sized.keys() - graph.keys(), graph)
-    _refuse("autoscaling_policy: no deployment", scaled.keys() - graph.keys(), graph)
+    _refuse("deployments: no deployment", sized.keys() - names, names)
+    _refuse("autoscaling_policy: no deployment", scaled.keys() - names, names)
     _refuse("autoscaling_policy: nobody tells", {name for each in scaled.values() for name in each} - FIGURES, FIGURES)
-    for name in graph.keys() - scaled.keys():
+    for name in (names & SCALED_BY_WORK) - scaled.keys():
         scaling = sized.get(name, {}).get("autoscaling_config")
-        replaced = isinstance(scaling, Mapping) and "policy" not in scaling
-        if (replaced or policy) and _has_policy(graph[name]):
+        if policy or (isinstance(scaling, Mapping) and "policy" not in scaling):
             raise ConfigError(
                 f"{name} would scale on requests: an autoscaling_policy, or an autoscaling_config under deployments, "
                 f"takes the place of its own policy. Name {name} under autoscaling_policy.policy_kwargs.tiers."
             )
-
-
-def deployments_of(application: Any) -> dict[str, Any]:
-    """Every deployment in an application's graph, by name."""
-    deployment = application._bound_deployment
-    found = {deployment.name: deployment}
-    for each in deployment.init_args:
-        if hasattr(each, "_bound_deployment"):
-            found |= deployments_of(each)
-    return found
-
-
-def _has_policy(deployment: Any) -> bool:
-    scaling = deployment._deployment_config.autoscaling_config
-    return scaling is not None and bool(scaling.policy.policy_kwargs)
 
 
 def _refuse(what: str, strange: Iterable[str], known: Iterable[str]) -> None:

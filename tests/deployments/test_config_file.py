@@ -1,13 +1,16 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from deployments.config import PROJECT
-from deployments.config_file import SERVE_CONFIG, load_config
+from deployments import app
+from deployments.config import PROJECT, GreenroomConfig
+from deployments.config_file import BUILDERS, SCALED_BY_WORK, SERVE_CONFIG, load_config
 from deployments.ray_cluster import EVERYWHERE, HAPROXY
 from renderer.errors import ConfigError
+from tests.deployments.test_app import deployments
 
 DOCS = PROJECT / "docs"
 SHIPPED = sorted([*DOCS.glob("examples/*.yaml"), DOCS / "cluster" / "serve_config.yaml"])
@@ -33,13 +36,33 @@ def scaled(tiers: object) -> dict[str, object]:
     return minimal(autoscaling_policy={"policy_function": POLICY, "policy_kwargs": {"tiers": tiers}})
 
 
+def built(import_path: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Every deployment that a builder makes, by name."""
+    return deployments(getattr(app, import_path.partition(":")[2])(GreenroomConfig.model_validate(args)))
+
+
 def test_the_shipped_config_file_is_valid() -> None:
     assert load_config(SERVE_CONFIG, None, None)["http_options"]["host"] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_serve_config_of_the_docs_builds_its_applications(path: Path) -> None:
-    assert load_config(path, None, None)["logging_config"]["encoding"] == "JSON"
+@pytest.mark.parametrize("path", [SERVE_CONFIG, *SHIPPED], ids=lambda path: path.name)
+def test_every_serve_config_that_is_shipped_is_valid_and_builds_its_applications(path: Path) -> None:
+    config = load_config(path, None, None)
+    assert config["logging_config"]["encoding"] == "JSON"
+    for application in config["applications"]:
+        graph = built(application["import_path"], application["args"])
+        assert {deployment["name"] for deployment in application.get("deployments", [])} <= graph.keys()
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("without", [None, "render", "engine"])
+def test_what_is_known_of_the_builders_is_what_they_build(builder: str, without: str | None) -> None:
+    args = {"model": "demo/model"} | ({} if without is None else {without: None})
+    graph = built(f"deployments.app:{builder}", args)
+    assert BUILDERS[builder](GreenroomConfig.model_validate(args)) == graph.keys()
+    if (builder, without) != ("build_render", "render"):
+        own = {name for name, each in graph.items() if each._deployment_config.autoscaling_config.policy.policy_kwargs}
+        assert own == graph.keys() & SCALED_BY_WORK
 
 
 def test_the_docs_show_every_backend_and_either_application_and_both_in_one_file() -> None:
