@@ -294,9 +294,9 @@ def photograph(number: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def slow(kind: str, first: int, **options: Any) -> Ask:
-    """A request that takes seconds to render: fourteen photographs, others for each `first`."""
-    urls = (photograph(14 * first + number) for number in range(14))
+def slow(kind: str, first: int, photographs: int = 14, **options: Any) -> Ask:
+    """A request that takes seconds to render: photographs, others for each `first`."""
+    urls = (photograph(photographs * first + number) for number in range(photographs))
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     body = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}], **options}
     return Ask(kind, "/v1/chat/completions" + ("/render" if kind == "render" else ""), body)

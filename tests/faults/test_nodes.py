@@ -1,0 +1,57 @@
+"""A node is lost under load: the cluster heals by itself, and only what ran there is retried."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from tests.faults.cluster import START_S, Deployed, RayCluster
+from tests.faults.conftest import PATIENT, TIERS
+from tests.faults.traffic import Traffic, known_answers, mixed_asks
+from tests.stack.helpers import wait_until
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3 * START_S)]
+
+# One replica of each tier a node: what the lost node had can only come back on the one that replaces it.
+ONE_A_NODE = {"num_replicas": 2, "autoscaling_config": None, "max_replicas_per_node": 1}
+CPUS = 16
+
+
+@pytest.fixture
+def two_nodes(cluster: RayCluster) -> Iterator[object]:
+    """The second of two nodes."""
+    node = cluster.nodes.add_node(num_cpus=CPUS)
+    wait_until(lambda: alive_nodes() == 2, 60, "two nodes")
+    yield node
+    for worker in list(cluster.nodes.worker_nodes):
+        cluster.nodes.remove_node(worker)
+
+
+def test_a_lost_node_takes_only_what_ran_there_and_its_replicas_come_back_on_another(
+    cluster: RayCluster, two_nodes: object
+) -> None:
+    app = Deployed("nodes", cluster, PATIENT, **dict.fromkeys(TIERS, ONE_A_NODE))
+    app.wait_for_replicas(**dict.fromkeys(TIERS, 2))
+    lost = {replica.name for tier in TIERS for replica in app.replicas(tier) if replica.node == two_nodes.node_id}  # type: ignore[attr-defined]
+    assert len(lost) == len(TIERS)
+    asks = mixed_asks(random.Random(7), 32)
+    known = list(zip(asks, known_answers(app.url, asks), strict=True))
+    with Traffic(app.url, known, clients=8) as traffic:
+        traffic.wait_for(30)
+        cluster.nodes.remove_node(two_nodes, allow_graceful=False)
+        wait_until(lambda: alive_nodes() == 1, 120, "the cluster knows of its loss")
+        traffic.wait_for(60)
+        assert all(lost & {replica.name for replica in app.replicas(tier)} == set() for tier in TIERS)
+        cluster.nodes.add_node(num_cpus=CPUS)
+        app.wait_for_replicas(**dict.fromkeys(TIERS, 2))
+        traffic.wait_for(30)
+    app.close()
+    assert traffic.failures == []
+    print(f"{len(traffic.broken)} of {len(traffic.outcomes)} requests were cut off and asked again")
+
+
+def alive_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
