@@ -188,7 +188,12 @@ class HandleBackend:
         engine = self._tiers[Tier.ENGINE]
         size = media_bytes(call.request) + text_bytes(call.request)
         by_reference = crosses_by_reference(size, 0)
-        events = continued(call, lambda rest: engine.stream("generate", rest, by_reference), self._config.failover_s)
+        events = continued(
+            call,
+            lambda rest: engine.stream("generate", rest, by_reference),
+            self._config.failover_s,
+            self.running(Tier.ENGINE) or 1,
+        )
         return self._counted(events, len(call.choices))
 
     def running(self, tier: Tier) -> int | None:

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 
 from deployments.calls import Event, GenerateCall, Started
 from deployments.metrics import metrics
-from renderer.errors import EngineDeadError, EngineError, EngineStartingError
+from renderer.errors import CacheMissError, EngineDeadError, EngineError, EngineStartingError
 
 logger = logging.getLogger("ray.serve.greenroom")
 
@@ -71,6 +71,11 @@ class Progress:
         """Pass over the replica next time, where it is alive and its engine is not: it would be chosen again."""
         self._rank += isinstance(error, EngineDeadError)
 
+    def passed_over(self) -> int:
+        """Pass over the replica next time; return how many have been."""
+        self._rank += 1
+        return self._rank - self._call.rank
+
     def remaining(self) -> GenerateCall:
         """The call for another replica: the choices that are not finished, with the tokens that they have."""
         choices = tuple(
@@ -82,15 +87,20 @@ class Progress:
 
 
 async def continued(
-    call: GenerateCall, open_stream: Callable[[GenerateCall], AsyncGenerator[Event]], patience_s: float
+    call: GenerateCall,
+    open_stream: Callable[[GenerateCall], AsyncGenerator[Event]],
+    patience_s: float,
+    replicas: int = 1,
 ) -> AsyncGenerator[Event]:
     """The events of a generation, however many replicas it takes; no token comes twice.
 
     Args:
         open_stream: Starts the call on a replica that is alive.
         patience_s: How long to try without a token.
+        replicas: How many to ask for an item that comes by its name alone.
 
     Raises:
+        CacheMissError: None of them knows it.
         EngineDeadError: No replica was found in that time.
         EngineError: Too many died under this request.
     """
@@ -105,6 +115,10 @@ async def continued(
                         yield event
             if not progress.is_finished():
                 raise EngineDeadError("the stream ended before its last token")
+        except CacheMissError:
+            # What comes by its name alone is known to the replica that it was sent to, and that may be another.
+            if progress.passed_over() >= replicas:
+                raise
         except Exception as error:
             if not is_lost(error):
                 raise

@@ -12,7 +12,7 @@ from deployments import failover
 from deployments.calls import Choice, Delta, Event, GenerateCall, SamplingRequest, Served, Started
 from deployments.failover import continued, is_lost, retried
 from renderer.conversation import CompletionRequest
-from renderer.errors import EngineDeadError, EngineError, EngineStartingError, RequestError
+from renderer.errors import CacheMissError, EngineDeadError, EngineError, EngineStartingError, RequestError
 
 TOKENS = 6
 STARTED = Started(Served("engine", "first"), 10, 4)
@@ -185,3 +185,18 @@ async def test_a_replica_that_is_alive_without_its_engine_is_passed_over(error: 
     replicas = Replicas([0, 0], error)
     await read(replicas)
     assert [asked.rank for asked in replicas.calls] == ranks
+
+
+async def test_an_item_that_comes_by_its_name_alone_is_asked_of_every_replica() -> None:
+    replicas = Replicas([0, 0], CacheMissError("nothing is held", "image_url"))
+    events = [event async for event in continued(call(), replicas, 1, replicas=3)]
+    assert len(events) == 1 + TOKENS
+    assert [asked.rank for asked in replicas.calls] == [0, 1, 2]
+
+
+async def test_an_item_that_no_replica_knows_is_the_callers_to_send() -> None:
+    for number in (1, 3):
+        replicas = Replicas([0] * 9, CacheMissError("nothing is held", "image_url"))
+        with pytest.raises(CacheMissError):
+            _ = [event async for event in continued(call(), replicas, 1, replicas=number)]
+        assert len(replicas.calls) == number
