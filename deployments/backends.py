@@ -164,6 +164,12 @@ class HandleBackend:
         )
         return reply
 
+    async def rehearse(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
+        """What `render_answer` does, but for the work: see `rehearsal`."""
+        by_reference = render_crosses_by_reference(call)
+        reply = await self._tiers[tier].call("rehearse", call, by_reference=by_reference)
+        return Reply(as_views(reply.value), reply.served)
+
     async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
         reply = await self._pure(tier, "render_answer", call, render_crosses_by_reference(call))
         return Reply(as_views(reply.value), reply.served)

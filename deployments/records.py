@@ -37,6 +37,7 @@ class Record:
         self._first_request_s: float | None = None
         self._requests: Counter[str] = Counter()
         self._telling: asyncio.Task[None] | None = None
+        self._unrecorded = False
 
     def add_steps(self, steps: Mapping[str, float]) -> None:
         """Seconds of warm-up steps, in the order in which they ran."""
@@ -53,6 +54,9 @@ class Record:
     @contextmanager
     def request(self, operation: str) -> Iterator[None]:
         """Around the work for one request, whose outcome is counted."""
+        if self._unrecorded:
+            yield
+            return
         self._requests[operation] += 1
         status = 200
         try:
@@ -66,6 +70,15 @@ class Record:
             raise
         finally:
             metrics().requests.inc(tags={"tier": self.tier, "operation": operation, "status": str(status)})
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Requests meanwhile are the replica's own."""
+        self._unrecorded = True
+        try:
+            yield
+        finally:
+            self._unrecorded = False
 
     @contextmanager
     def _first_request(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from deployments.front import Front
 from deployments.helpers import Helpers
 from deployments.operations import Operations
 from deployments.records import Record
+from deployments.rehearsal import rehearse
 from deployments.render_tier import RenderTier
 from deployments.rendering import ItemSources, RenderOnly, warm_renderer
 from renderer.caches import ProcessedItem
@@ -63,6 +64,8 @@ class RenderIngress(Operations):
         sources = ItemSources(readonly=self._helpers)
         self.replica = RenderOnly(await warm_renderer(config.render.renderer, record, sources), record)
         super().__init__(Front(config, LocalBackend(self.replica)), record)
+        await rehearse(self)
+        await self.replica.clear_mm_cache()
         record.warm()
         self._helpers.open()
         record.tell(self.report)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
@@ -44,6 +45,8 @@ from renderer.renderer import Renderer
 
 T = TypeVar("T")
 CallT = TypeVar("CallT", RenderCall, TokenizeCall)
+# As large as an answer with the tensors of a few images.
+REHEARSED_BYTES = 8 * 1024 * 1024
 MediaCallT = TypeVar("MediaCallT", RenderCall, TokenizeCall, GenerateCall)
 
 
@@ -87,6 +90,10 @@ class RenderOnly:
     async def render(self, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         """The prompts of a request, with tensors as numpy arrays where the call wants them."""
         return await self._run("render", call, self._rendered)
+
+    async def rehearse(self, call: RenderCall) -> Reply[ArrayPieces]:
+        """An answer as large as one with tensors, for a router that opens its ways: nothing is done or counted."""
+        return Reply((np.zeros(REHEARSED_BYTES, np.uint8),), Served(self.record.tier, self.record.replica))
 
     async def render_answer(self, call: RenderCall) -> Reply[ArrayPieces]:
         """The HTTP answer to a render-only request, in arrays, which the router reads where they lie."""

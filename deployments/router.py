@@ -10,6 +10,7 @@ from deployments.config import GreenroomConfig
 from deployments.front import Front
 from deployments.operations import Operations
 from deployments.records import Record
+from deployments.rehearsal import rehearse
 from deployments.tier import Tier
 
 
@@ -28,6 +29,7 @@ class Router(Operations):
         await backend.warm()
         record.add_steps({"tiers": time.perf_counter() - begun})
         super().__init__(Front(config, backend), record)
+        await rehearse(self)
         record.warm()
         record.tell(self.report)
 

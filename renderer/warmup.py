@@ -122,6 +122,11 @@ def _dummy_images(renderer: Renderer) -> list[bytes]:
     return [*(_encoded(usual, form) for form in ("JPEG", "PNG", "WEBP")), _encoded(_picture(largest), "JPEG")]
 
 
+def usual_image() -> bytes:
+    """An encoded image of the usual size."""
+    return _encoded(_picture(USUAL_SIZE), "JPEG")
+
+
 def _picture(size: ImageSize) -> Image.Image:
     """A picture of gradients, which compresses as photographs do rather than to nothing."""
     x = np.linspace(0, 40, size.width, dtype=np.float32)
