@@ -112,7 +112,7 @@ class HelpersConfig(_Frozen):
     """How a replica has its items processed by others of the render tier."""
 
     items_per_replica: int = Field(4, ge=1, description="Items under way at once for each render replica.")
-    min_pixels: int = Field(200_000, ge=0, description="Of an image, below which `auto` keeps it: a hop costs more.")
+    min_pixels: int = Field(400_000, ge=0, description="Of an image, below which `auto` keeps it: a hop costs more.")
     patience_s: float = Field(5, gt=0, description="After which an item that was sent away is processed here.")
 
 

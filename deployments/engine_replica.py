@@ -181,7 +181,8 @@ class EngineReplica(RenderOnly):
         tier = RenderTier(lambda: render, skip_mm_cache=remote)
         rule = BorrowRule(config.borrow, config.helpers.min_pixels)
         threads = config.renderer.media_threads
-        return Helpers(tier, rule, threads, config.helpers, lambda: self._decoding.level, copies=remote)
+        copies = remote and config.renderer.processor_cache_bytes > 0
+        return Helpers(tier, rule, threads, config.helpers, lambda: self._decoding.level, copies)
 
     def _sources(self) -> ItemSources:
         """Items are borrowed by the processor that renders for the engine alone."""

@@ -95,10 +95,10 @@ class Helpers:
         """See `renderer.items.ItemSource`."""
         errand = _Errand(item, of, local)
         errand.outcome.add_done_callback(lambda outcome: self._give_up(errand) if outcome.cancelled() else None)
-        self._waiting_line(errand)
+        self._advance(errand)
         return errand.outcome
 
-    def _waiting_line(self, new: _Errand | None = None) -> None:
+    def _advance(self, new: _Errand | None = None) -> None:
         """Take a new errand, and begin those that have a place now, in their order; small ones need not wait."""
         with self._lock:
             if new is not None:
@@ -142,8 +142,8 @@ class Helpers:
     def _finish(self, errand: _Errand, work: Future[ProcessedItem]) -> None:
         with self._lock:
             self._under_way[errand.place] -= 1
-        self._waiting_line()
         errand.settle(work)
+        self._advance()
 
     def _give_up(self, errand: _Errand) -> None:
         """Nobody waits for it any more."""
@@ -176,7 +176,7 @@ class Helpers:
             errand.place = Place.HERE
             self._under_way[errand.place] += 1
         self._note("returned")
-        self._waiting_line()
+        self._advance()
         return await asyncio.wrap_future(errand.local())
 
     def _note(self, outcome: str) -> None:

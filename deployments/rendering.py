@@ -74,8 +74,7 @@ class ItemSources:
 class RenderOnly:
     """What a replica of either tier offers of its renderer; the work runs in the renderer's threads.
 
-    Images that a request names by their addresses are fetched here: the rules are kept in one place, and what is
-    fetched crosses to nobody else.
+    Images that a request names by their addresses are fetched here, so that the rules are kept in one place.
     """
 
     fetcher: MediaFetcher | None = None  # until the constructor has come to it
