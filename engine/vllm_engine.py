@@ -175,18 +175,23 @@ class VllmEngine:
         async with self._order:
             planned = self.sender_cache.plan(prompt.items)
             value, items = engine_input(prompt, plan.appended, planned, core.form)
+            arrives = False
             try:
                 with own_errors():
                     queue = await core.llm.add_request(request_id, value, vllm_params(plan.params))
+                arrives = True
             except (RequestError, OverloadedError):
-                raise  # refused before it was sent
-            except BaseException:
-                self.sender_cache.apply(items, sure=False)
+                items = ()  # refused before it was sent
                 raise
-            self.sender_cache.apply(items)
+            finally:
+                self._entered(items, sure=arrives)
+        return _Sent(core, queue, items)
+
+    def _entered(self, items: Sequence[SentItem], sure: bool) -> None:
+        """Count what has crossed, or may have."""
+        self.sender_cache.apply(items, sure)
         whole = [item.nbytes for item in items if not item.by_reference]
         self._count(tensors_received=len(whole), tensor_bytes_received=sum(whole))
-        return _Sent(core, queue, items)
 
     async def _send_again(self, sent: _Sent, prompt: RenderedPrompt, plan: Continuation, request_id: str) -> _Sent:
         """The receiver lacks an item that the mirror claimed. Whatever there is of tensors crosses this time.

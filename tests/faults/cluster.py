@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import ray
@@ -82,7 +82,13 @@ def free_port() -> int:
 
 
 class Deployed(Application):
-    """An application deployed by config: told again with other arguments or numbers, it is updated in place."""
+    """An application deployed by config: told again with other arguments or numbers, it is updated in place.
+
+    Attributes:
+        start_s: How long it may take to start, or a replica of it.
+    """
+
+    start_s: ClassVar[float] = START_S
 
     def __init__(
         self, name: str, cluster: RayCluster, args: Mapping[str, Any], **deployments: Mapping[str, Any]
@@ -119,7 +125,7 @@ class Deployed(Application):
             assert application is None or application.status != "DEPLOY_FAILED", application
             return application is not None and application.status == "RUNNING"
 
-        wait_until(runs, START_S, "the application runs")
+        wait_until(runs, self.start_s, "the application runs")
 
     def replicas(self, deployment: str, state: str = "RUNNING") -> list[Replica]:
         """The replicas of a deployment that are in a state, oldest first; dead ones that the controller has yet to
@@ -142,7 +148,7 @@ class Deployed(Application):
                 for name, number in numbers.items()
             )
 
-        wait_until(there, START_S, f"replicas: {numbers}")
+        wait_until(there, self.start_s, f"replicas: {numbers}")
 
     def close(self) -> None:
         self.http.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import pytest_asyncio
 from PIL import Image
 
 from engine.protocol import EngineOutput, SamplingParams
@@ -20,6 +23,7 @@ from renderer.conversation import ChatRequest, ImagePart, Message, Part, TextPar
 from renderer.prompt import RenderedPrompt
 from renderer.renderer import Renderer
 from tests.checkpoints import CHECKPOINTS
+from tests.faults.cluster import Deployed, RayCluster, ray_cluster
 from tests.vllm.published import published
 
 # vLLM's own modules warn; what Greenroom's code warns of is an error all the same.
@@ -27,6 +31,16 @@ IGNORED = ("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserW
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 PICTURE = (168, 112)
 THREE_PICTURES = int(3.4 * 96 * 1176 / 0.9)
+
+# The application of the tests on Ray Serve, but for its engines. The demo model's answers are known.
+SERVED = {
+    "model": "demo/model",
+    "max_model_len": 2048,
+    "renderer": {"media_threads": 1, "render_threads": 2},
+    "router": {"failover_s": 300},
+    "render": None,
+}
+STORY: dict[str, Any] = {"messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 0}
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -56,6 +70,24 @@ class Rig:
     ) -> list[EngineOutput]:
         outputs = self.engine.generate(prompt, params, request_id=request_id, prior_output_ids=prior)
         return [output async for output in outputs]
+
+
+class Served(Deployed):
+    """An application whose engines are vLLMs, which take their time."""
+
+    start_s = 1200
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayCluster]:
+    with ray_cluster() as cluster:
+        yield cluster
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["qwen2_5_vl"])
+async def rig(request: Any) -> AsyncIterator[Rig]:
+    async for opened in open_rig(request.param):
+        yield opened
 
 
 async def open_rig(family: str) -> AsyncGenerator[Rig]:
@@ -125,6 +157,19 @@ def _chat_text(rig: Rig, tokenizer: Any, text: str, pictures: int) -> str:
     messages = [{"role": "user", "content": content if rig.renderer.modalities else text}]
     chat_text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return chat_text
+
+
+def kill_core() -> None:
+    for process in psutil.Process().children(recursive=True):
+        if "EngineCore" in " ".join(process.cmdline()):
+            process.kill()
+
+
+async def until_restarted(rig: Rig, restarts: int) -> None:
+    """Wait until vLLM has been started again so often."""
+    async with asyncio.timeout(600):
+        while (await rig.engine.stats()).restarts < restarts:  # noqa: ASYNC110  # the engine tells nobody
+            await asyncio.sleep(0.1)
 
 
 def ids_of(outputs: list[EngineOutput]) -> tuple[int, ...]:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-import pytest_asyncio
 
 from engine.protocol import SamplingParams
 from renderer.errors import CacheMissError, ContextLengthError, EngineDeadError, RequestError
 from renderer.prompt import RenderedPrompt
-from tests.vllm.conftest import GREEDY, Rig, chat, ids_of, open_rig, own_answer
+from tests.engine.builders import with_other_weights
+from tests.vllm.conftest import GREEDY, Rig, chat, ids_of, kill_core, own_answer, until_restarted
 
-PICTURES = 40
-CLIENTS = 16
-REQUESTS = 240
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["qwen2_5_vl"])
-async def rig(request: Any) -> AsyncIterator[Rig]:
-    async for opened in open_rig(request.param):
-        yield opened
 
 
 @pytest.mark.parametrize("pictures", [(), (1,), (2, 3), (4, 4, 5)])
@@ -47,52 +33,6 @@ async def test_the_second_time_a_picture_crosses_by_reference(rig: Rig) -> None:
     assert prompt.items[0].tensors is None
     assert ids_of(await rig.ask(prompt, GREEDY)) == first
     assert (await rig.engine.stats()).tensors_received == before
-
-
-async def test_many_pictures_in_a_small_cache_without_a_miss(rig: Rig) -> None:
-    """Forty pictures, room for three, clients that go away: no error, no answer about another's picture."""
-    await rig.engine.reset_cache()
-    alone = {seed: ids_of(await rig.ask(await rig.render("What?", 100 + seed), GREEDY)) for seed in range(PICTURES)}
-    before = await rig.engine.stats()
-    assert len(set(alone.values())) > PICTURES // 2
-    await rig.engine.reset_cache()
-    sent = (await rig.engine.stats()).tensors_received
-    await asyncio.gather(*(_client(rig, number, alone) for number in range(CLIENTS)))
-    after = await rig.engine.stats()
-    assert after.receiver_misses == before.receiver_misses == 0
-    assert after.tensors_received - sent == rig.engine.sender_cache.stats.misses
-    assert rig.engine.sender_cache.stats.hits > 0
-    assert after.running + after.waiting == 0
-
-
-async def _client(rig: Rig, number: int, alone: dict[int, tuple[int, ...]]) -> None:
-    choose = random.Random(number)
-    for turn in range(REQUESTS // CLIENTS):
-        seed = choose.choice([choose.randrange(PICTURES), choose.randrange(3)])
-        ids = await _answer(rig, seed, f"client-{number}-{turn}", goes_away=choose.random() < 0.25)
-        assert ids == alone[seed][: len(ids)]
-
-
-async def _answer(rig: Rig, seed: int, request_id: str, goes_away: bool) -> tuple[int, ...]:
-    """As a replica does it: rendered again where an item has gone since it was looked up."""
-    while True:
-        prompt = await rig.render("What?", 100 + seed)
-        ids: tuple[int, ...] = ()
-        try:
-            async with aclosing(_stream(rig, prompt, request_id)) as outputs:
-                async for tokens in outputs:
-                    ids += tokens
-                    if goes_away:
-                        return ids
-            return ids
-        except CacheMissError:
-            continue
-
-
-async def _stream(rig: Rig, prompt: RenderedPrompt, request_id: str) -> AsyncGenerator[tuple[int, ...]]:
-    async with aclosing(rig.engine.generate(prompt, GREEDY, request_id=request_id)) as outputs:
-        async for output in outputs:
-            yield output.token_ids
 
 
 async def test_a_miss_that_comes_all_the_same_is_sent_again_and_counted(rig: Rig) -> None:
@@ -183,6 +123,25 @@ async def test_an_aborted_request_ends_with_that_reason(rig: Rig) -> None:
     assert (await rig.engine.stats()).aborted > 0
 
 
+async def test_other_weights_are_taken_and_given_back(rig: Rig, tmp_path: Path) -> None:
+    asked = [("What is it?", 1), ("What is it?", 2), ("Where?", 1)]
+
+    async def answers() -> list[tuple[int, ...]]:
+        return [ids_of(await rig.ask(await rig.render(text, seed), GREEDY)) for text, seed in asked]
+
+    own = await answers()
+    others = with_other_weights(Path(rig.engine.config.model), tmp_path / "others")
+    await rig.engine.reload(str(others))
+    sent = (await rig.engine.stats()).tensors_received
+    changed = await answers()
+    assert all(other != ours for other, ours in zip(changed, own, strict=True))
+    assert (await rig.engine.stats()).tensors_received == sent  # pictures do not depend on weights
+    await rig.engine.reload(None)
+    assert await answers() == own
+    with pytest.raises(RequestError):
+        await rig.engine.reload("/nowhere")
+
+
 async def test_a_dead_core_ends_its_requests_and_comes_back_empty(rig: Rig) -> None:
     answer = ids_of(await rig.ask(await rig.render("What is it?", 1), GREEDY))
     prompt = await rig.render("Long")
@@ -190,9 +149,7 @@ async def test_a_dead_core_ends_its_requests_and_comes_back_empty(rig: Rig) -> N
         await _killed_while_streaming(rig, prompt)
     with pytest.raises(EngineDeadError):
         await rig.engine.health()
-    async with asyncio.timeout(600):
-        while (await rig.engine.stats()).restarts == 0:  # noqa: ASYNC110  # the engine tells nobody
-            await asyncio.sleep(0.1)
+    await until_restarted(rig, 1)
     assert rig.engine.sender_cache.keys() == ()
     again = await rig.render("What is it?", 1)
     assert again.items[0].tensors is not None
@@ -201,10 +158,4 @@ async def test_a_dead_core_ends_its_requests_and_comes_back_empty(rig: Rig) -> N
 
 async def _killed_while_streaming(rig: Rig, prompt: RenderedPrompt) -> None:
     async for _ in rig.engine.generate(prompt, replace(GREEDY, max_tokens=3000), request_id="long"):
-        _kill_core()
-
-
-def _kill_core() -> None:
-    for process in psutil.Process().children(recursive=True):
-        if "EngineCore" in " ".join(process.cmdline()):
-            process.kill()
+        kill_core()
