@@ -90,7 +90,8 @@ def fan_out(config: RenderTierConfig) -> Helpers:
     """The items of a request that has many, spread over the tier that this replica is one of."""
     tier = RenderTier(_own_tier, skip_mm_cache=True, itself=True)
     rule = BorrowRule("auto", config.helpers.min_pixels, config.fan_out_items)
-    return Helpers(tier, rule, config.renderer.media_threads, config.helpers, copies=config.renderer.processor_cache_bytes > 0)
+    copies = config.renderer.processor_cache_bytes > 0
+    return Helpers(tier, rule, config.renderer.media_threads, config.helpers, copies=copies)
 
 
 def _own_tier() -> Any:
