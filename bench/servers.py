@@ -20,6 +20,7 @@ import psutil
 import yaml
 
 from bench.processes import command_line
+from deployments.ray_cluster import ray_environment
 
 START_S = 300.0
 STOP_S = 60.0
@@ -97,10 +98,11 @@ class Greenroom(Server):
     def __init__(self, model: Path, renders: int = 1, engine: bool = False) -> None:
         self._model = model
         port = free_port()
-        config = Path(tempfile.mkdtemp(prefix="gb-config-")) / "config.yaml"
-        config.write_text(yaml.safe_dump(serve_config(model, port, renders, engine)))
-        command = [sys.executable, "-m", "deployments.launch", "--config", str(config)]
+        command = [sys.executable, "-m", "deployments.launch", "--ingress", "haproxy"]
         super().__init__(command, {}, f"http://127.0.0.1:{port}", ("/health", "/direct/health"))
+        config = self._folder / "config.yaml"
+        config.write_text(yaml.safe_dump(serve_config(model, port, renders, engine)))
+        self._command += ["--config", str(config)]
         self._environment |= high_throughput(self._folder)
 
     @property
@@ -173,26 +175,18 @@ def serve_config(model: Path, port: int, renders: int, engine: bool) -> dict[str
 
 
 def high_throughput(folder: Path) -> dict[str, str]:
-    """Ray Serve behind HAProxy, user code on the replica's own loop; ports and folders beside those of other Rays."""
+    """What `make serve-fast` gives to Ray, with ports and folders beside those of other Rays on this machine."""
     first = free_port()
-    return {
+    own = {
         "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_raylet_start_wait_time_s": "300",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 100),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy" / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy" / "server-state"),
     }
+    return ray_environment(own, folder / "haproxy")
 
 
 def free_port() -> int:

@@ -65,7 +65,7 @@ BodyT = TypeVar("BodyT", bound=RenderChatBody | CompletionBody | GenerateBody)
 RequestT = TypeVar("RequestT", bound=Generation)
 
 # Parsing more than this holds the event loop for longer than a thread costs.
-INLINE_BYTES = 64 * 1024
+INLINE_BYTES = 1024 * 1024
 MAX_CHOICES = 128
 MAX_REQUEST_ID_CHARS = 128
 # An unary answer is sent in pieces too: what has arrived when a replica dies need not be generated again.

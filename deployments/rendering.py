@@ -45,6 +45,8 @@ from renderer.renderer import Renderer
 
 T = TypeVar("T")
 CallT = TypeVar("CallT", RenderCall, TokenizeCall)
+# Work of less than this, by estimate, is done on the event loop: handing it to a thread costs a good part of it.
+INLINE_SECONDS = 0.003
 # As large as an answer with the tensors of a few images.
 REHEARSED_BYTES = 8 * 1024 * 1024
 MediaCallT = TypeVar("MediaCallT", RenderCall, TokenizeCall, GenerateCall)
@@ -182,7 +184,10 @@ class RenderOnly:
         clock = Clock()
         with self.record.request(operation):
             async with self._fetched(call, clock) as ready:
-                return await self._in_thread(lambda: work(ready, clock), clock, call_seconds(ready, headers=True))
+                seconds = call_seconds(ready, headers=True)
+                if seconds > INLINE_SECONDS or _touches_pixels(ready):
+                    return await self._in_thread(lambda: work(ready, clock), clock, seconds)
+                return self._reply(work(ready, clock), clock)
 
     async def _in_thread(self, work: Callable[[], T], clock: Clock, seconds: float) -> Reply[T]:
         def timed() -> T:
@@ -191,6 +196,9 @@ class RenderOnly:
 
         with self.waiting.under_way(seconds):
             value = await self.renderer.request_pool.run(timed)
+        return self._reply(value, clock)
+
+    def _reply(self, value: T, clock: Clock) -> Reply[T]:
         observe_stages(self.record.tier, clock.seconds)
         return Reply(value, Served(self.record.tier, self.record.replica, clock.seconds))
 
@@ -216,6 +224,10 @@ class RenderOnly:
         defaults, length = self.renderer.generation_defaults, len(prompt.token_ids)
         longest = self.renderer.max_model_len
         return resolve(call.sampling, defaults, length, min(longest, call.max_model_len or longest))
+
+
+def _touches_pixels(call: RenderCall | TokenizeCall) -> bool:
+    return isinstance(call, RenderCall) and call.tensors and bool(images(call.request))
 
 
 def _is_remote(request: Rendering) -> bool:
