@@ -21,7 +21,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: PromptTokensDetails | None
+    completion_tokens_details: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class ChatMessage:
     content: str
     role: str = "assistant"
     refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    reasoning: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class ChatChoice:
     finish_reason: str
     stop_reason: int | str | None
     token_ids: tuple[int, ...] | None = None
+    routed_experts: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,11 @@ class ChatCompletion:
     usage: Usage
     object: str = "chat.completion"
     prompt_logprobs: Any = None
+    prompt_token_ids: None = None
+    prompt_text: None = None
     kv_transfer_params: Mapping[str, Any] | None = None
+    ec_transfer_params: None = None
+    metrics: None = None
     service_tier: None = None
     system_fingerprint: None = None
 
@@ -129,9 +139,13 @@ class DetokenizeAnswer:
     prompt: str
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
-    total = prompt_tokens + completion_tokens
-    return Usage(prompt_tokens, completion_tokens, total, PromptTokensDetails(cached_tokens))
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> Usage:
+    """
+    Args:
+        cached_tokens: Of the prompt, those that the engine had in its prefix cache; None where that is not known.
+    """
+    details = None if cached_tokens is None else PromptTokensDetails(cached_tokens)
+    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details)
 
 
 def chat_logprobs(entries: Sequence[LogprobEntry]) -> dict[str, Any] | None:

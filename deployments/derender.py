@@ -288,7 +288,7 @@ class _Stream(Body):
         if given is None:
             return None
         prompt_tokens = given.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
-        return usage(prompt_tokens, given.completion_tokens, 0)
+        return usage(prompt_tokens, given.completion_tokens)
 
 
 class DerenderChatChunkBody(_Stream):
@@ -341,4 +341,4 @@ def parse_derender(data: Data, chat: bool) -> DerenderBody:
 
 
 def _usage(prompt_tokens: int, choices: Sequence[OutputBody]) -> Usage:
-    return usage(prompt_tokens, sum(len(choice.token_ids) for choice in choices), 0)
+    return usage(prompt_tokens, sum(len(choice.token_ids) for choice in choices))

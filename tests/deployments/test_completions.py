@@ -42,6 +42,7 @@ async def test_a_whole_chat_answer() -> None:
         "completion_tokens": 6,
         "total_tokens": 16,
         "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": None,
     }
     assert answer["object"] == "chat.completion"
 

@@ -72,7 +72,16 @@ async def test_a_whole_chat_answer(http: httpx.AsyncClient, ids: list[int]) -> N
     )
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (12, len(ids) + 2)
-    assert got.json()["choices"][0]["token_ids"] is None
+    choice = got.json()["choices"][0]
+    assert choice["token_ids"] is None
+    assert got.json().keys() == {
+        *("id", "object", "created", "model", "choices", "usage", "service_tier", "system_fingerprint", "metrics"),
+        *("prompt_logprobs", "prompt_token_ids", "prompt_text", "kv_transfer_params", "ec_transfer_params"),
+    }
+    assert choice["message"].keys() == {
+        *("role", "content", "refusal", "annotations", "audio", "function_call", "reasoning"),
+    }
+    assert answer.usage.prompt_tokens_details is None
 
 
 async def test_what_the_original_request_says_of_the_text_is_followed(http: httpx.AsyncClient, ids: list[int]) -> None:
