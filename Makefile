@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-render bench-serve test test-faults test-fuzz test-peer test-vllm goldens check format serve serve-fast check-config lock clean
+.PHONY: help setup demo bench-render bench-serve test test-faults test-fuzz test-peer test-vllm soak goldens check format serve serve-fast check-config lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environm
 
 test-faults: $(STAMP)  ## Test with real faults under load: what is killed, updated, scaled, flooded (half an hour on two cores)
 	$(BIN)/python -m pytest -m faults -v --durations 0 tests/faults $(ARGS)
+
+soak: $(STAMP)  ## Ten thousand mixed requests with a fault every 20 s (ARGS='--requests 1000 --every 10')
+	$(BIN)/python -m tests.soak $(ARGS)
 
 goldens: $(STAMP)  ## Record the answers of vLLM 0.32 anew (PEER=its virtual environment, or the address of its renderer)
 	$(BIN)/python -m tests.goldens.record "$(PEER)" $(ARGS)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 import psutil
 import ray
@@ -61,10 +61,9 @@ def ray_cluster(cpus: int = 16) -> Iterator[RayCluster]:
     """A cluster of one node that has so many CPUs to give away, whatever the machine has."""
     port = free_port()
     # In a folder of its own: in the usual one Ray writes down the cluster that whoever names none is to join.
-    with TemporaryDirectory(prefix="greenroom-") as folder, warnings.catch_warnings():
+    with TemporaryDirectory(prefix="greenroom-") as folder, _environment(RAY_TMPDIR=folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        head = {"num_cpus": cpus, "include_dashboard": False, "temp_dir": folder}
-        nodes = Cluster(initialize_head=True, head_node_args=head)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
         try:
             serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
@@ -75,6 +74,18 @@ def ray_cluster(cpus: int = 16) -> Iterator[RayCluster]:
             nodes.shutdown()
 
 
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables that this process and those that it starts have meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -82,13 +93,7 @@ def free_port() -> int:
 
 
 class Deployed(Application):
-    """An application deployed by config: told again with other arguments or numbers, it is updated in place.
-
-    Attributes:
-        start_s: How long it may take to start, or a replica of it.
-    """
-
-    start_s: ClassVar[float] = START_S
+    """An application deployed by config: told again with other arguments or numbers, it is updated in place."""
 
     def __init__(
         self, name: str, cluster: RayCluster, args: Mapping[str, Any], **deployments: Mapping[str, Any]
@@ -125,7 +130,7 @@ class Deployed(Application):
             assert application is None or application.status != "DEPLOY_FAILED", application
             return application is not None and application.status == "RUNNING"
 
-        wait_until(runs, self.start_s, "the application runs")
+        wait_until(runs, START_S, "the application runs")
 
     def replicas(self, deployment: str, state: str = "RUNNING") -> list[Replica]:
         """The replicas of a deployment that are in a state, oldest first; dead ones that the controller has yet to
@@ -148,7 +153,7 @@ class Deployed(Application):
                 for name, number in numbers.items()
             )
 
-        wait_until(there, self.start_s, f"replicas: {numbers}")
+        wait_until(there, START_S, f"replicas: {numbers}")
 
     def close(self) -> None:
         self.http.close()

@@ -1,0 +1,83 @@
+"""Overload: what does not fit is refused at once, and rendering never takes generation's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.faults.cluster import START_S, Deployed, RayCluster
+from tests.faults.conftest import PATIENT, TIERS
+from tests.faults.traffic import client, slow
+from tests.stack.helpers import about, picture
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3 * START_S)]
+
+RENDERS = 4  # render-only requests under way that the router admits
+FLOOD = 24
+RENDER = "/v1/chat/completions/render"
+LIMITS = {"render": {"requests": RENDERS}, "generation": {"requests": 16}, "retry_after_s": 2}
+
+
+@pytest.fixture(scope="module")
+def app(cluster: RayCluster) -> Iterator[Deployed]:
+    args = {**PATIENT, "router": {**PATIENT["router"], "admission": LIMITS}}
+    one = {"num_replicas": 1, "autoscaling_config": None}
+    app = Deployed("overload", cluster, args, **dict.fromkeys(TIERS, one))
+    yield app
+    app.close()
+
+
+async def test_a_flood_of_rendering_is_refused_at_once_and_generation_goes_on_beside_it(app: Deployed) -> None:
+    # Written once: the clients, in this process, should not be what is slow.
+    flood = [json.dumps(slow("render", number, photographs=4).body).encode() for number in range(3)]
+    async with client(app.url) as http:
+        await _generate(http)  # the connection, and this picture's place in the caches
+        alone = [await _generate(http) for _ in range(8)]
+        over = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            floods = [group.create_task(_flood(http, flood[number % 3], over)) for number in range(FLOOD)]
+            await asyncio.sleep(1)  # until the flood is there; what is measured comes after
+            beside = [await _generate(http) for _ in range(8)]
+            over.set()
+    answers = [answer for flooded in floods for answer in flooded.result()]
+    refused = [(response, seconds) for response, seconds in answers if response.status_code == 503]
+    served = [response for response, _ in answers if response.status_code == 200]
+    assert len(refused) + len(served) == len(answers)
+    assert served
+    assert len(refused) > len(served), "most of a flood is refused"
+    assert {response.headers["Retry-After"] for response, _ in refused} == {"2"}
+    assert {response.json()["error"]["type"] for response, _ in refused} == {"ServiceUnavailableError"}
+    print(
+        f"refused {len(refused)} of {len(answers)}, in {statistics.median(s for _, s in refused):.2f} s; "
+        f"generation {statistics.median(alone):.2f} s alone, {statistics.median(beside):.2f} s beside the flood"
+    )
+    # One core for rendering, one for all else: the flood may cost its share of the machine, never a place in a queue.
+    rendering = min(seconds for response, seconds in answers if response.status_code == 200)
+    assert statistics.median(beside) < rendering, "no generation waits for a render-only request"
+
+
+async def _generate(http: httpx.AsyncClient) -> float:
+    """Seconds of a short answer about a picture."""
+    begun = time.monotonic()
+    body = {"messages": about(picture(3)), "temperature": 0, "max_tokens": 8}
+    response = await http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return time.monotonic() - begun
+
+
+async def _flood(http: httpx.AsyncClient, body: bytes, over: asyncio.Event) -> list[tuple[httpx.Response, float]]:
+    """Ask for rendering until it is over; a refused client comes back sooner than it was told to."""
+    answers = []
+    while not over.is_set():
+        begun = time.monotonic()
+        response = await http.post(RENDER, content=body, headers={"Content-Type": "application/json"})
+        answers.append((response, time.monotonic() - begun))
+        if response.status_code == 503:
+            await asyncio.sleep(0.3)
+    return answers
