@@ -85,6 +85,11 @@ class RenderIngress(Operations):
         """Called by Serve: the work that waits here."""
         return {RENDER_SECONDS: self.replica.waiting.mean()}
 
+    def __del__(self) -> None:
+        # Called by Serve on the replica's event loop, once the last request has ended.
+        if "replica" in vars(self):
+            self.replica.close()
+
 
 def fan_out(config: RenderTierConfig) -> Helpers:
     """The items of a request that has many, spread over the tier that this replica is one of."""

@@ -174,10 +174,14 @@ class RenderOnly:
         named = {"sender": self.renderer.mm_processor.cache, "processor": self.renderer.readonly_mm_processor.cache}
         return {name: cache.stats for name, cache in named.items() if cache is not None}
 
-    def __del__(self) -> None:
-        # Called by Serve on the replica's event loop, once the last request has ended.
+    def close(self) -> None:
+        """Close the connections to the hosts of images. Fetches under way fail."""
         if self.fetcher is not None:
             self.fetcher.close()
+
+    def __del__(self) -> None:
+        # Called by Serve on the replica's event loop, once the last request has ended.
+        self.close()
 
     async def _run(self, operation: str, call: CallT, work: Callable[[CallT, Clock], T]) -> Reply[T]:
         """The result of `work` on a call, whose media are fetched before it takes a thread."""

@@ -171,7 +171,7 @@ def test_the_bodies_to_be_damaged_are_sound(number: int) -> None:
     parser(sound)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(bodies)
 def test_any_body_is_understood_or_refused(damage: tuple[Callable[[Any], None], Any]) -> None:
     understood_or_refused(*damage)
