@@ -14,6 +14,9 @@ echo "Installing vLLM into $venv (once; about three minutes, most of it torch an
 # Builds for CUDA, which a CPU build of torch cannot load; transformers fails on them where they are installed.
 "${pip[@]}" uninstall --quiet --yes torchaudio torchcodec
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+# vLLM's command line asks for a distribution of this name, which its CPU build has not.
+mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 cp "$here/torchvision_operators.py" "$site/"
 echo "import torchvision_operators" > "$site/torchvision_operators.pth"
 "$venv/bin/python" -c 'import torchvision, transformers'
