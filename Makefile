@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-render bench-serve test test-faults test-fuzz test-peer test-vllm soak goldens check format serve serve-fast check-config lock clean
+.PHONY: help setup demo bench-render bench-serve bench-scaling test test-faults test-fuzz test-peer test-vllm soak goldens check format serve serve-fast check-config lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ test-vllm: .venv-vllm/.installed  ## Test the vllm backend on vLLM's CPU build, 
 
 bench-render: $(STAMP)  ## The renderer in process against the bare Hugging Face processor (PEER=vLLM's virtual environment, ARGS=--quick)
 	$(BIN)/python -m bench.render $(if $(PEER),--peer $(PEER)) $(ARGS)
+
+bench-serve: $(STAMP)  ## Greenroom's servers against vLLM's render server (PEER=vLLM's virtual environment, ARGS=--quick)
+	$(BIN)/python -m bench.serve $(if $(PEER),--peer $(PEER)) $(ARGS)
+
+bench-scaling: $(STAMP)  ## Rendering over cores, in process: threads of one renderer, renderers in processes (ARGS='--counts 1,2,4,8')
+	$(BIN)/python -m bench.scaling $(ARGS)
 
 check: $(STAMP)  ## Formatting, lint, strict types
 	$(BIN)/ruff format --check .
