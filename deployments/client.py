@@ -51,6 +51,15 @@ class Client:
         prompts: tuple[RenderedPrompt, ...] = await self._call("render_completion", {"prompt": prompt, **options})
         return prompts
 
+    async def render_tokens(
+        self, token_ids: Sequence[int], images: Sequence[bytes] = (), **options: Any
+    ) -> RenderedPrompt:
+        """The prompt of ids that hold one placeholder for each encoded image; nothing is tokenized."""
+        parts = [{"type": "image_url", "url": data_url(data)} for data in images]
+        body = {"token_ids": token_ids, "content_parts": parts, "sampling_params": {}, **options}
+        prompt: RenderedPrompt = await self._call("render_tokens", body, tensors_back=True)
+        return prompt
+
     async def layout(self, messages: Messages, **options: Any) -> RenderedPrompt:
         """Token ids, ranges and hashes; no pixel is decoded for it."""
         prompt: RenderedPrompt = await self._call("layout", {"messages": messages, **options})
@@ -177,5 +186,9 @@ def image(data: bytes, uuid: str | None = None) -> dict[str, Any]:
     Args:
         uuid: The caller's own name for it, shown in the place of its hash.
     """
-    url = "data:;base64," + pybase64.b64encode_as_string(data)
-    return {"type": "image_url", "image_url": {"url": url}, "uuid": uuid}
+    return {"type": "image_url", "image_url": {"url": data_url(data)}, "uuid": uuid}
+
+
+def data_url(data: bytes) -> str:
+    """Encoded bytes as a URL."""
+    return "data:;base64," + pybase64.b64encode_as_string(data)

@@ -20,7 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.calls import ReplicaReport
 from renderer.prompt import RenderedPrompt
-from tests.stack.conftest import SMALL
+from tests.stack.conftest import RENDERER, SMALL
 from tests.stack.helpers import Application, Picture, about, picture, wait_until
 
 REPLICAS = 2
@@ -124,6 +124,35 @@ def test_a_request_of_many_items_is_shared_by_the_tier_and_equals_the_one_render
     assert lending(app) == few, "a request of few items stays where it is"
 
 
+def test_render_replicas_that_are_the_ingress_share_a_request_too(cluster: str, whole: Application) -> None:
+    config = {
+        "name": "direct",
+        "route_prefix": "/direct",
+        "import_path": "deployments.app:build_render",
+        "args": {
+            "model": "demo/model",
+            "renderer": RENDERER,
+            "engine": None,
+            "render": {"fan_out_items": FAN_OUT, "helpers": {"min_pixels": 0}},
+        },
+        "deployments": [{"name": "RenderIngress", "num_replicas": REPLICAS, "autoscaling_config": None}],
+    }
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
+    wait_until(lambda: serve.status().applications["direct"].status == "RUNNING", 180, "the application runs")
+    app = Application("direct", f"{cluster}/direct", serve.get_app_handle("direct"))
+    messages = {"messages": about(*map(picture, range(3 * FAN_OUT)))}
+    alone = whole.call("render_chat", messages)
+
+    def shared() -> bool:
+        app.clear()
+        assert app.call("render_chat", messages).layout() == alone.layout()
+        return lending(app).total() > 0
+
+    wait_until(shared, 60, "the replicas have found each other")
+    app.http.close()
+    serve.delete("direct")
+
+
 def test_items_are_given_up_within_a_second_when_the_client_leaves(app: Application) -> None:
     request = {**body(*photos(12), max_tokens=3000), "stream": True, "ignore_eos": True}
     with pytest.raises(httpx.ReadTimeout):
@@ -157,14 +186,18 @@ def test_a_helper_that_is_killed_takes_no_request_with_it(app: Application, whol
     before, known = items(app.report("engine")), lending(app)
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(app.post, "/v1/chat/completions", request)
-        wait_until(lambda: bool(working(app, known)), 20, "a helper works")
-        os.kill(working(app, known)[0].pid, signal.SIGKILL)
+        wait_until(lambda: any(kill(each) for each in working(app, known)), 20, "a helper works")
         response = answer.result(60)
     assert response.status_code == 200
     assert response.json()["choices"] == expected["choices"]
     after = items(app.report("engine"))
     assert after["lost"] > before["lost"]
     assert after["borrowed"] > before["borrowed"]
+
+
+def kill(report: ReplicaReport) -> bool:
+    os.kill(report.pid, signal.SIGKILL)
+    return True
 
 
 def working(app: Application, known: Counter[str]) -> list[ReplicaReport]:
