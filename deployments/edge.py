@@ -50,7 +50,7 @@ class Edge:
     def _check(self, scope: Scope) -> None:
         """Raise what the request is refused with, before anything of its body is read."""
         headers = Headers(scope=scope)
-        if self._keys is not None and _path(scope) not in OPEN_PATHS:
+        if self._keys is not None and route_path(scope) not in OPEN_PATHS:
             self._keys.check(headers.get("authorization"))
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._max_body_bytes:
@@ -86,7 +86,7 @@ class Edge:
         return BodyTooLargeError(f"the body has more than {self._max_body_bytes} bytes")
 
 
-def _path(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
     """The path below the application's own prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

@@ -64,6 +64,20 @@ def environment_of(ingress: Ingress, address: str | None, folder: Path) -> dict[
     return environment
 
 
+def find_cluster(address: str, environ: Mapping[str, str]) -> str:
+    """The host and port of a cluster; for `auto` of the one that `ray start` began last on this machine.
+
+    Raises:
+        ConfigError: None was started.
+    """
+    if address != "auto":
+        return address
+    try:
+        return Path(environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()
+    except OSError as error:
+        raise ConfigError("no Ray cluster was started on this machine; name one as host:port") from error
+
+
 def end_leftovers(folder: str) -> None:
     """End the haproxy of a Serve that did not end it. Its command line names the folder, as no other's does.
 
@@ -121,14 +135,15 @@ def main() -> int:
         if arguments.check:
             print(f"{arguments.config}: in order")
             return 0
-        if arguments.address is None:
+        address = None if arguments.address is None else find_cluster(arguments.address, os.environ)
+        if address is None:
             ensure_token()
             check_ports(config, arguments.ingress, os.environ)
         else:
-            look(arguments.address, environment_of(arguments.ingress, arguments.address, Path()))
+            look(address, environment_of(arguments.ingress, address, Path()))
     except ConfigError as error:
         parser.error(str(error))
-    return serve(config, arguments.ingress, arguments.address)
+    return serve(config, arguments.ingress, address)
 
 
 if __name__ == "__main__":

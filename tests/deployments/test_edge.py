@@ -15,6 +15,7 @@ import uvicorn
 
 from deployments.backends import LocalBackend
 from deployments.config import GreenroomConfig
+from deployments.edge import OPEN_PATHS, route_path
 from deployments.front import Front
 from deployments.operations import Operations
 from deployments.records import Record
@@ -91,6 +92,13 @@ async def test_health_is_open_and_shows_no_key(url: str) -> None:
         response = await client.get("/health")
     assert response.status_code != 401
     assert KEY not in response.text
+
+
+@pytest.mark.parametrize("prefix", ["", "/render", "/a/b"])
+def test_health_is_open_below_the_applications_prefix_and_nothing_else_is(prefix: str) -> None:
+    assert route_path({"root_path": prefix, "path": f"{prefix}/health"}) in OPEN_PATHS
+    for path in (f"{prefix}/v1/models", f"{prefix}/health/", f"{prefix}/health/health", f"/x{prefix}/health"):
+        assert route_path({"root_path": prefix, "path": path}) not in OPEN_PATHS, path
 
 
 async def test_openais_client_sends_its_key_and_raises_its_own_error_without(url: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.launch import check_ports, end_leftovers, environment_of
+from deployments.launch import check_ports, end_leftovers, environment_of, find_cluster
 from renderer.errors import ConfigError
 
 
@@ -28,10 +28,24 @@ def test_a_port_that_is_taken_is_named_with_its_use() -> None:
             check_ports(free, "haproxy", environ)
 
 
-def test_a_cluster_on_other_machines_is_not_told_to_stay_on_loopback(tmp_path: Path) -> None:
+def test_a_cluster_on_other_machines_is_not_told_to_stay_on_loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     switch = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    monkeypatch.delenv(switch)
     assert environment_of("proxy", None, tmp_path)[switch] == "0"
     assert environment_of("proxy", "127.0.0.1:6379", tmp_path)[switch] == "0"
+    assert switch not in environment_of("proxy", "10.0.0.1:6379", tmp_path)
+
+
+def test_the_cluster_that_was_started_last_here_is_found_and_none_is_said(tmp_path: Path) -> None:
+    environ = {"RAY_TMPDIR": str(tmp_path)}
+    assert find_cluster("10.0.0.1:6379", environ) == "10.0.0.1:6379"
+    with pytest.raises(ConfigError, match="no Ray cluster was started"):
+        find_cluster("auto", environ)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379\n")
+    assert find_cluster("auto", environ) == "127.0.0.1:6379"
 
 
 def test_a_haproxy_that_nobody_ended_is_ended_and_no_other(tmp_path: Path) -> None:
