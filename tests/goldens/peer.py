@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-START_SECONDS = 240
+START_SECONDS = 900
 _RENDER = ("--trust-request-chat-template", "--trust-request-mm-kwargs")
 _ENGINE = ("--enable-scale-out", "--enforce-eager", "--max-model-len", "4096", "--max-num-seqs", "4")
 
 
 @contextmanager
-def peer(venv: Path, checkpoint: Path, engine: bool = False) -> Iterator[str]:
+def peer(venv: Path, checkpoint: Path, engine: bool = False, options: Sequence[str] = ()) -> Iterator[str]:
     """Start the peer on a checkpoint, yield its address, end it.
 
     It is started in the checkpoint's parent folder and told the folder's name alone, because the model's name, as
@@ -26,12 +27,13 @@ def peer(venv: Path, checkpoint: Path, engine: bool = False) -> Iterator[str]:
 
     Args:
         engine: Start a whole engine, not only its renderer.
+        options: Of vLLM's command line, beside the usual ones.
     """
     port = _free_port()
     command = ["serve", checkpoint.name, *_ENGINE] if engine else ["launch", "render", checkpoint.name, *_RENDER]
-    with (checkpoint.parent / "peer.log").open("w") as log:
+    with tempfile.NamedTemporaryFile("w", prefix="peer-", suffix=".log") as log:
         process = subprocess.Popen(
-            [str(venv / "bin" / "vllm"), *command, "--host", "127.0.0.1", "--port", str(port)],
+            [str(venv / "bin" / "vllm"), *command, *options, "--host", "127.0.0.1", "--port", str(port)],
             cwd=checkpoint.parent,
             env={
                 **os.environ,
