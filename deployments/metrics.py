@@ -195,6 +195,7 @@ class Sampler:
         self._growth = Growth()
 
     def tell(self, report: ReplicaReport) -> None:
+        _tell_start(report)
         ours = metrics()
         for cache_name, stats in report.caches.items():
             tags = {"cache": cache_name}
@@ -209,6 +210,17 @@ class Sampler:
                 gauge.set(getattr(report.engine, name))
         for what, level in report.under_way.items():
             ours.under_way.set(level, {"what": what})
+
+
+def _tell_start(report: ReplicaReport) -> None:
+    """Again and again, what does not change any more: Ray forgets a gauge that nobody sets."""
+    ours, tags = metrics(), {"tier": report.tier}
+    for step, seconds in report.warmup_s.items():
+        ours.warmup.set(seconds, {**tags, "step": step})
+    if report.first_request_s is not None:
+        ours.first_request.set(report.first_request_s, tags)
+    if report.first_request_at is not None and report.warmup_ended_at is not None:
+        ours.warm_to_first_request.set(report.first_request_at - report.warmup_ended_at, tags)
 
 
 async def sample(report: Callable[[], Awaitable[ReplicaReport]]) -> None:

@@ -48,8 +48,6 @@ class Record:
         self._warmup_ended_at = time.time()
         steps = ", ".join(f"{name} {seconds:.3f}s" for name, seconds in self._warmup_s.items())
         logger.info("%s replica %s is warm: %s", self.tier, self.replica, steps)
-        for step, seconds in self._warmup_s.items():
-            metrics().warmup.set(seconds, {"tier": self.tier, "step": step})
 
     @contextmanager
     def request(self, operation: str) -> Iterator[None]:
@@ -85,10 +83,6 @@ class Record:
         self._first_request_at, begun = time.time(), time.perf_counter()
         yield
         self._first_request_s = time.perf_counter() - begun
-        metrics().first_request.set(self._first_request_s, {"tier": self.tier})
-        if self._warmup_ended_at is not None:
-            waited = self._first_request_at - self._warmup_ended_at
-            metrics().warm_to_first_request.set(waited, {"tier": self.tier})
 
     def tell(self, report: Callable[[], Awaitable[ReplicaReport]]) -> None:
         """Make metrics of the replica's totals and levels from now on."""
