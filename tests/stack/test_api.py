@@ -172,7 +172,7 @@ def test_a_bad_request_is_named_in_openais_form(
 
 @pytest.mark.parametrize(
     "url",
-    ["data:image/png;base64,@@@", "data:image/png,plain", "data:image/png;base64", "http://127.0.0.1/a.png", "a.png"],
+    ["data:image/png;base64,@@@", "data:image/png,plain", "data:image/png;base64", "ftp://127.0.0.1/a.png", "a.png"],
 )
 def test_an_image_that_cannot_be_used_is_named_by_its_place(app: Application, url: str) -> None:
     parts = [{"type": "image_url", "image_url": {"url": each}} for each in (picture(0).url, url)]
