@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import time
@@ -97,3 +98,27 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.02)
+
+
+async def streams_with_a_death(app: Application, body: Mapping[str, object], kill: Callable[[], None]) -> list[str]:
+    """Texts of four streams, with something killed once all have begun."""
+    begun = asyncio.Barrier(5)
+
+    async def stream(http: httpx.AsyncClient) -> str:
+        text, first = "", True
+        async with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    chunk = httpx.Response(200, content=line.removeprefix("data: ")).json()
+                    assert "error" not in chunk, chunk
+                    text += chunk["choices"][0]["delta"].get("content", "")
+                    if first:
+                        first = False
+                        await begun.wait()
+        return text
+
+    async with httpx.AsyncClient(base_url=app.url, timeout=300) as http, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(stream(http)) for _ in range(4)]
+        await begun.wait()
+        await asyncio.to_thread(kill)
+    return [task.result() for task in tasks]

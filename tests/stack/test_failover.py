@@ -6,12 +6,11 @@ import asyncio
 import os
 import signal
 
-import httpx
 import psutil
 import pytest
 
 from deployments.client import Client, user
-from tests.stack.helpers import Application, about, picture, wait_until
+from tests.stack.helpers import Application, about, picture, streams_with_a_death, wait_until
 
 STORY = {"messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 0}
 
@@ -31,7 +30,7 @@ def test_streams_go_on_when_the_engine_core_is_killed(app: Application) -> None:
     body = {**STORY, "messages": about(picture(0), text="Tell me a story."), "ignore_eos": True, "max_tokens": 400}
     undisturbed = app.post("/v1/chat/completions", body).json()
     restarts = restarts_of(app)
-    texts = asyncio.run(streams_with_a_death(app, body, core_of(app)))
+    texts = asyncio.run(streams_with_a_death(app, body, core_of(app).kill))
     expected = undisturbed["choices"][0]["message"]["content"]
     assert texts == [expected] * len(texts)
     wait_until(lambda: restarts_of(app) == restarts + 1, 30, "the core was restarted once")
@@ -76,27 +75,3 @@ def restarts_of(app: Application) -> int:
     engine = app.report("engine").engine
     assert engine is not None
     return engine.restarts
-
-
-async def streams_with_a_death(app: Application, body: dict[str, object], core: psutil.Process) -> list[str]:
-    """Texts of four streams, with the core killed once all have begun."""
-    begun = asyncio.Barrier(5)
-
-    async def stream(http: httpx.AsyncClient) -> str:
-        text, first = "", True
-        async with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    chunk = httpx.Response(200, content=line.removeprefix("data: ")).json()
-                    assert "error" not in chunk, chunk
-                    text += chunk["choices"][0]["delta"].get("content", "")
-                    if first:
-                        first = False
-                        await begun.wait()
-        return text
-
-    async with httpx.AsyncClient(base_url=app.url, timeout=60) as http, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(stream(http)) for _ in range(4)]
-        await begun.wait()
-        core.kill()
-    return [task.result() for task in tasks]
