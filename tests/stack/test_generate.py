@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from deployments.client import Client, user
@@ -352,3 +353,23 @@ async def test_the_typed_client_aborts(app: Application) -> None:
         reason = chunk.choices[0].finish_reason
     assert reason == "abort"
     assert len(tokens) < LONG["max_tokens"]
+
+
+async def test_a_stream_of_tokens_goes_on_when_the_engine_core_is_killed(app: Application) -> None:
+    body = rendered(app, 8) | {"sampling_params": LONG}
+    undisturbed = (await asyncio.to_thread(app.post, GENERATE, body)).json()["choices"][0]
+    replica = psutil.Process((await asyncio.to_thread(app.report, "engine")).pid)
+    cores = [child for child in replica.children(recursive=True) if "engine.core" in " ".join(child.cmdline())]
+    tokens: list[int] = []
+    async with (
+        httpx.AsyncClient(base_url=app.url, timeout=120) as http,
+        http.stream("POST", GENERATE, json=body | {"stream": True}) as response,
+    ):
+        async for line in response.aiter_lines():
+            if not line or line.endswith("[DONE]"):
+                continue
+            if len(tokens) > 5 and cores:
+                cores.pop().kill()
+            tokens += json.loads(line.removeprefix("data: "))["choices"][0]["token_ids"]
+    assert not cores
+    assert tokens == undisturbed["token_ids"]
