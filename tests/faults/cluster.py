@@ -192,8 +192,15 @@ def _lives(pid: int | None) -> bool:
 
 
 def proxy_pid() -> int:
-    """The process of the cluster's only HTTP proxy."""
-    (proxy,) = _get_global_client().get_serve_details()["proxies"].values()
+    """The process of the cluster's only HTTP proxy.
+
+    Raises:
+        LookupError: The controller knows of none: it has just started, or the proxy has.
+    """
+    proxies = list(_get_global_client().get_serve_details()["proxies"].values())
+    if not proxies:
+        raise LookupError("the controller knows of no proxy")
+    (proxy,) = proxies
     actor = ray.get_actor(proxy["actor_name"], namespace=SERVE_NAMESPACE)
     return int(ray.get(actor.__ray_call__.remote(_own_pid), timeout=30))
 

@@ -167,7 +167,7 @@ class Traffic:
     def __post_init__(self) -> None:
         self._enough = threading.Event()
         self._numbers = itertools.count()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="traffic")
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="traffic", daemon=True)
 
     def __enter__(self) -> Traffic:
         self._thread.start()
@@ -177,7 +177,8 @@ class Traffic:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._enough.set()
-        self._thread.join()
+        if error is None:  # clients of a cluster that is given up would be patient for long
+            self._thread.join()
 
     @property
     def ended(self) -> bool:

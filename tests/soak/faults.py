@@ -46,7 +46,7 @@ class Faults:
             "tiers grow": lambda: self._scale(2),
             "controller killed": lambda: self._kill_pid(controller_pid()),
             "rolling update": self._update,
-            "proxy killed": lambda: self._kill_pid(proxy_pid()),
+            "proxy killed": self._kill_proxy,
         }
         self._turn = itertools.cycle(self._kinds)
 
@@ -72,6 +72,11 @@ class Faults:
         for replica in self._app.replicas("EngineReplica"):
             with suppress(LookupError):
                 return self._kill_pid(core_of(replica).pid)
+        return False
+
+    def _kill_proxy(self) -> bool:
+        with suppress(LookupError):
+            return self._kill_pid(proxy_pid())
         return False
 
     def _kill_pid(self, pid: int) -> bool:
