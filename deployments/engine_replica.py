@@ -19,6 +19,7 @@ from deployments.helpers import Helpers
 from deployments.logs import log_facts
 from deployments.metrics import count, count_items, measured, metrics, observe_stages
 from deployments.records import Record, application
+from deployments.rehearsal import rehearse_rendering
 from deployments.render_tier import RenderTier
 from deployments.rendering import Clock, ItemSources, RenderOnly, rendered, warm_renderer
 from deployments.replica_weights import ReplicaWeights
@@ -63,6 +64,7 @@ class EngineReplica(RenderOnly):
             record.add_steps({"engine": time.perf_counter() - begun})
             renderer = await warm_renderer(config.renderer, record, self._sources(), self.engine.sender_cache)
             super().__init__(renderer, record)
+            await rehearse_rendering(self)
             begun = time.perf_counter()
             if await self.weights.begin():
                 record.add_steps({"weights": time.perf_counter() - begun})

@@ -1,4 +1,4 @@
-"""What a new ingress replica does before anybody can reach it: it answers itself, through its own routes.
+"""What a new replica does before anybody can reach it: it answers itself, an ingress through its own routes.
 
 Warm processors are not all that a first request meets: routes, body parsing, the answer's writing, and for a router the
 ways to its tiers run here for the first time. Nothing of it is counted, and nothing stays in a cache.
@@ -18,13 +18,16 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from deployments.backends import HandleBackend
-from deployments.calls import RenderCall, Reply
+from deployments.calls import Envelope, RenderCall, Reply
 from deployments.client import user
 from deployments.error_response import add_error_handlers
 from deployments.metrics import silence
 from deployments.pieces import Pieces
+from deployments.rendering import RenderOnly
 from deployments.routes import render_routes
+from deployments.schemas import RenderChatBody, parse
 from deployments.tier import Tier
+from renderer.errors import RequestError
 from renderer.warmup import usual_image
 
 if TYPE_CHECKING:
@@ -55,6 +58,19 @@ async def rehearse(operations: Operations) -> None:
     operations.record.add_steps({"rehearsal": time.perf_counter() - begun})
 
 
+async def rehearse_rendering(replica: RenderOnly) -> None:
+    """The same for a replica behind a router: render-only answers as its tier gives them, written out."""
+    begun = time.perf_counter()
+    with silence(), replica.record.unrecorded():
+        try:
+            for call in _calls():
+                await replica.render_answer(call)
+        except RequestError as error:  # a model without a chat template, or too short for a picture
+            logger.info("the rehearsal ended early: %s", error.message)
+    replica.renderer.clear_mm_cache()
+    replica.record.add_steps({"rehearsal": time.perf_counter() - begun})
+
+
 class Rehearsing(HandleBackend):
     """A router's backend whose tiers answer without doing anything: they may be at work for others already."""
 
@@ -81,6 +97,12 @@ def _bodies() -> Sequence[bytes]:
     image = usual_image()
     pictures = [_body(image + bytes([number])) for number in range(ROUNDS)]
     return [_body(None), *pictures, _body(image, mm_payload="none"), _body(None)]
+
+
+def _calls() -> Sequence[RenderCall]:
+    bodies = [parse(RenderChatBody, body) for body in _bodies()]
+    envelope = Envelope("rehearsal")
+    return [RenderCall(body.request(), body.sampling(), envelope, True, body.tensors) for body in bodies]
 
 
 def _body(image: bytes | None, **options: str) -> bytes:

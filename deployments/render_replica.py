@@ -15,7 +15,7 @@ from deployments.front import Front
 from deployments.helpers import Helpers
 from deployments.operations import Operations
 from deployments.records import Record
-from deployments.rehearsal import rehearse
+from deployments.rehearsal import rehearse, rehearse_rendering
 from deployments.render_tier import RenderTier
 from deployments.rendering import ItemSources, RenderOnly, warm_renderer
 from renderer.caches import ProcessedItem
@@ -34,6 +34,7 @@ class RenderReplica(RenderOnly):
         self._helpers = fan_out(config)
         sources = ItemSources(readonly=self._helpers)
         super().__init__(await warm_renderer(config.renderer, record, sources), record)
+        await rehearse_rendering(self)
         record.warm()
         self._helpers.open()
         record.tell(self.report)

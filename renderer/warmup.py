@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, Message, TextPart
-from renderer.errors import WarmupError
+from renderer.errors import RequestError, WarmupError
 from renderer.prompt import ImageSize
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _clear_processor_cache(processor: MultiModalProcessor | None) -> None:
 
 
 def _warmup_mm_processor(renderer: Renderer, processor: MultiModalProcessor, *, log_prefix: str) -> None:
-    """Process dummy images in every media thread, and apply the processor in every request thread."""
+    """Process dummy images in every media thread, and render a request with each in every request thread."""
     started = time.perf_counter()
     images = _dummy_images(renderer)
     items = processor.identify([ImagePart(data=image) for image in images], None, {})
@@ -92,16 +92,35 @@ def _warmup_mm_processor(renderer: Renderer, processor: MultiModalProcessor, *, 
     for item in (largest, *usual * _ROUNDS):
         renderer.media_pool.each(partial(processor.process, item, renderer.family))
 
-    def apply() -> None:
-        lease = processor.lease()
-        try:
-            processor.apply(processor.identify([ImagePart(data=images[0])], None, {}), renderer.family, lease)
-        finally:
-            if lease is not None:
-                lease.close()
+    def render() -> None:
+        for image in images[:-1] * _ROUNDS:
+            _render(renderer, processor, image)
 
-    renderer.request_pool.each(apply)
+    renderer.request_pool.each(render)
     logger.info("%s warmup completed in %.3fs", log_prefix, time.perf_counter() - started)
+
+
+def _render(renderer: Renderer, processor: MultiModalProcessor, image: bytes) -> None:
+    """A conversation with the image; the image alone where the model has none that would take it."""
+    request = ChatRequest((Message("user", (ImagePart(data=image), TextPart(_TEXT))),))
+    if _fits(renderer, request):
+        lease = renderer.render_chat(request, skip_mm_cache=processor is renderer.readonly_mm_processor).lease
+        if lease is not None:
+            lease.close()
+        return
+    lease = processor.lease()
+    try:
+        processor.apply(processor.identify([ImagePart(data=image)], None, {}), renderer.family, lease)
+    finally:
+        if lease is not None:
+            lease.close()
+
+
+def _fits(renderer: Renderer, request: ChatRequest) -> bool:
+    try:
+        return renderer.has_chat_template and len(renderer.layout(request).token_ids) <= renderer.max_model_len
+    except RequestError:
+        return False
 
 
 def _warmup_chat_template(renderer: Renderer) -> None:

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from deployments.backends import LocalBackend
+from deployments.calls import RenderCall, Reply
 from deployments.config import GreenroomConfig
 from deployments.front import Front
 from deployments.metrics import metrics, silence
 from deployments.operations import Operations
+from deployments.pieces import ArrayPieces
 from deployments.records import Record
-from deployments.rehearsal import rehearse
+from deployments.rehearsal import rehearse, rehearse_rendering
 from deployments.rendering import RenderOnly
+from renderer.caches import CacheStats
 from renderer.renderer import Renderer
 
 CONFIG = GreenroomConfig.model_validate({"model": "demo/model", "engine": None})
@@ -40,6 +43,25 @@ async def test_every_image_is_rendered_and_nothing_is_counted(operations: Operat
     assert cache is not None
     assert cache.stats.misses == 3
     report = operations.record.report()
+    assert (report.requests, report.first_request_at) == ({}, None)
+    assert report.warmup_s["rehearsal"] > 0
+
+
+async def test_a_replica_behind_a_router_writes_its_answers_and_keeps_nothing(renderer: Renderer) -> None:
+    written: list[bool] = []
+
+    class Watched(RenderOnly):
+        async def render_answer(self, call: RenderCall) -> Reply[ArrayPieces]:
+            reply = await super().render_answer(call)
+            written.append(self.caches["processor"].misses > 0)
+            return reply
+
+    renderer.clear_mm_cache()
+    replica = Watched(renderer, Record("render"))
+    await rehearse_rendering(replica)
+    assert written == [False, True, True, True, True, True]
+    assert replica.caches["processor"] == CacheStats()
+    report = replica.record.report()
     assert (report.requests, report.first_request_at) == ({}, None)
     assert report.warmup_s["rehearsal"] > 0
 
