@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -29,21 +30,33 @@ PHOTO = (2400, 1600)
 ENGINE = SMALL["engine"]
 
 
+LENT = {
+    "name": "lent",
+    "route_prefix": "/lent",
+    "import_path": "deployments.app:build",
+    "args": {
+        **SMALL,
+        "engine": {**ENGINE, "borrow": "always"},
+        "render": {"fan_out_items": FAN_OUT, "helpers": {"min_pixels": 0}},
+    },
+    "deployments": [{"name": "RenderReplica", "num_replicas": REPLICAS, "autoscaling_config": None}],
+}
+
+
+def deploy(*configs: dict[str, Any]) -> None:
+    """Deploy applications; Serve deletes those that it once got this way and that are not named."""
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": list(configs)}))
+    for config in configs:
+        wait_until(partial(runs, config["name"]), 180, f"{config['name']} runs")
+
+
+def runs(name: str) -> bool:
+    return bool(serve.status().applications[name].status == "RUNNING")
+
+
 @pytest.fixture(scope="module")
 def lent(cluster: str) -> Iterator[Application]:
-    config = {
-        "name": "lent",
-        "route_prefix": "/lent",
-        "import_path": "deployments.app:build",
-        "args": {
-            **SMALL,
-            "engine": {**ENGINE, "borrow": "always"},
-            "render": {"fan_out_items": FAN_OUT, "helpers": {"min_pixels": 0}},
-        },
-        "deployments": [{"name": "RenderReplica", "num_replicas": REPLICAS, "autoscaling_config": None}],
-    }
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
-    wait_until(lambda: serve.status().applications["lent"].status == "RUNNING", 180, "the application runs")
+    deploy(LENT)
     application = Application("lent", f"{cluster}/lent", serve.get_app_handle("lent"))
     wait_until(lambda: borrows(application), 30, "the engine replica has found its helpers")
     yield application
@@ -124,7 +137,9 @@ def test_a_request_of_many_items_is_shared_by_the_tier_and_equals_the_one_render
     assert lending(app) == few, "a request of few items stays where it is"
 
 
-def test_render_replicas_that_are_the_ingress_share_a_request_too(cluster: str, whole: Application) -> None:
+def test_render_replicas_that_are_the_ingress_share_a_request_too(
+    cluster: str, whole: Application, lent: Application
+) -> None:
     config = {
         "name": "direct",
         "route_prefix": "/direct",
@@ -137,8 +152,7 @@ def test_render_replicas_that_are_the_ingress_share_a_request_too(cluster: str, 
         },
         "deployments": [{"name": "RenderIngress", "num_replicas": REPLICAS, "autoscaling_config": None}],
     }
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
-    wait_until(lambda: serve.status().applications["direct"].status == "RUNNING", 180, "the application runs")
+    deploy(LENT, config)
     app = Application("direct", f"{cluster}/direct", serve.get_app_handle("direct"))
     messages = {"messages": about(*map(picture, range(3 * FAN_OUT)))}
     alone = whole.call("render_chat", messages)

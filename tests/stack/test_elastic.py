@@ -61,14 +61,14 @@ def test_the_render_tier_grows_from_nothing_under_load_and_shrinks_to_nothing_an
     with ThreadPoolExecutor(6) as pool:
         flood = [pool.submit(_ask_until, elastic, enough) for _ in range(6)]
         try:
-            wait_until(lambda: running() == 2, 60, "the render tier has grown")
+            wait_until(lambda: running() == 2, 150, "the render tier has grown")
         finally:
             enough.set()
         responses = [response for each in flood for response in each.result()]
     assert {response.status_code for response in responses} == {200}
     last = elastic.post("/v1/chat/completions/render", BODY)
     assert (last.status_code, last.headers["X-Greenroom-Tier"]) == (200, "render")
-    wait_until(lambda: running() == 0, 60, "the render tier has shrunk to nothing")
+    wait_until(lambda: running() == 0, 120, "the render tier has shrunk to nothing")
     assert elastic.post("/v1/chat/completions/render", BODY).status_code == 200
 
 
