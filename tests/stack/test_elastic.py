@@ -24,7 +24,7 @@ BODY = {"messages": about(*(picture(number) for number in range(8)))}
 @pytest.fixture(scope="module")
 def elastic(cluster: str) -> Iterator[Application]:
     policy = "deployments.autoscaling:ApplicationPolicy"
-    tiers = {"RenderReplica": {"render_seconds": 0.003}, "EngineReplica": {"engine_sequences": 24}}
+    tiers = {"RenderReplica": {"render_seconds": 0.0004}, "EngineReplica": {"engine_sequences": 24}}
     scaling = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 2, **QUICK}
     config = {
         "name": "elastic",
