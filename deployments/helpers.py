@@ -160,6 +160,11 @@ class Helpers:
                     item = await self._tier.process(errand.item)
             except RequestError:
                 raise
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+                # Ray cancels with a call those that it has made; this one may be for others too by now.
+                self._note("lost")
             except Exception as error:
                 logger.warning("a borrowed item came back: %s", type(error).__name__)
                 if not is_lost(error):
@@ -206,6 +211,12 @@ class _Errand:
                 raise
             except BaseException as error:
                 self.outcome.set_exception(error)
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task is, rather than what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _own(item: ProcessedItem, copies: bool) -> ProcessedItem:

@@ -93,8 +93,9 @@ class RenderOnly:
         return await self._run("render", call, self._rendered)
 
     async def rehearse(self, call: RenderCall) -> Reply[ArrayPieces]:
-        """An answer as large as one with tensors, for a router that opens its ways: nothing is done or counted."""
-        return Reply((np.zeros(REHEARSED_BYTES, np.uint8),), Served(self.record.tier, self.record.replica))
+        """An answer as large as the call's may be, for a router that opens its ways: nothing is done or counted."""
+        size = REHEARSED_BYTES if _touches_pixels(call) else 1
+        return Reply((np.zeros(size, np.uint8),), Served(self.record.tier, self.record.replica))
 
     async def render_answer(self, call: RenderCall) -> Reply[ArrayPieces]:
         """The HTTP answer to a render-only request, in arrays, which the router reads where they lie."""

@@ -42,7 +42,7 @@ class Tier:
 
     def __init__(self, replicas: int = 1) -> None:
         self.number = replicas
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
         self.asked: list[int] = []
         self.cancelled: list[int] = []
         self.go = asyncio.Event()
@@ -154,6 +154,15 @@ async def test_what_the_tier_cannot_do_is_done_here(pool: WarmPool, error: Excep
     tier.errors = [error]
     assert await result(helpers(tier).compute(item(0), 1, local.of(item(0)))) == 0
     assert local.done == [0]
+
+
+async def test_a_call_that_ended_with_the_request_that_made_it_is_made_again_for_others(pool: WarmPool) -> None:
+    tier, local = Tier(), Local(pool)
+    tier.errors = [asyncio.CancelledError()]
+    source = helpers(tier)
+    assert await result(source.compute(item(3), 1, local.of(item(3)))) == 3
+    assert source.counts == {"lost": 1, "borrowed": 1}
+    assert local.done == []
 
 
 async def test_a_replica_that_takes_too_long_is_not_waited_for(pool: WarmPool) -> None:
