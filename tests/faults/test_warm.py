@@ -33,7 +33,7 @@ NAMES = dict(zip(("router", "render", "engine"), TIERS, strict=True))
 QUICK = {"upscale_delay_s": 0.5, "downscale_delay_s": 5, "look_back_period_s": 2, "metrics_interval_s": 0.5}
 ELASTIC: dict[str, Any] = {"autoscaling_config": {"min_replicas": 1, "max_replicas": 2, **QUICK}}
 FIXED: dict[str, Any] = {"num_replicas": 1, "autoscaling_config": None}
-LITTLE = {"RenderReplica": {"render_seconds": 0.001}, "EngineReplica": {"engine_sequences": 0.5}}
+LITTLE = {"RenderReplica": {"render_seconds": 0.0001}, "EngineReplica": {"engine_sequences": 0.5}}
 
 
 @pytest.fixture(scope="module")
