@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ray.exceptions import RayActorError
@@ -21,7 +21,6 @@ from deployments.calls import (
     Reply,
     TokenizeCall,
     Tokenized,
-    images,
     media_bytes,
     text_bytes,
 )
@@ -31,6 +30,7 @@ from deployments.pieces import Pieces, as_views
 from deployments.running import answers_of_all, obeyed_by_all, running_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds
+from renderer.conversation import media_of
 from renderer.errors import CacheMissError, NotSupportedError
 from renderer.prompt import RenderedPrompt
 
@@ -87,6 +87,9 @@ class Backend(Protocol):
     @property
     def max_model_len(self) -> int | None:
         """Tokens of prompt and output together that every tier takes, as far as the replicas have told."""
+
+    def rehearsing(self) -> AbstractContextManager[None]:
+        """While this process answers itself: see `rehearsal`."""
 
     def running(self, tier: Tier) -> int | None:
         """Replicas of a tier that can be reached; None where that is not known yet."""
@@ -157,6 +160,7 @@ class HandleBackend:
         self._config = config
         self._lengths: dict[str, int] = {}
         self._rendering, self._sequences = Gauge(), Gauge()
+        self._rehearses = False
 
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         reply: Reply[tuple[RenderedPrompt, ...]] = await self._pure(
@@ -164,14 +168,12 @@ class HandleBackend:
         )
         return reply
 
-    async def rehearse(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
-        """What `render_answer` does, but for the work: see `rehearsal`."""
-        by_reference = render_crosses_by_reference(call)
-        reply = await self._tiers[tier].call("rehearse", call, by_reference=by_reference)
-        return Reply(as_views(reply.value), reply.served)
-
     async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
-        reply = await self._pure(tier, "render_answer", call, render_crosses_by_reference(call))
+        by_reference = render_crosses_by_reference(call)
+        if self._rehearses:
+            reply = await self._tiers[tier].call("rehearse", call, by_reference=by_reference)
+        else:
+            reply = await self._pure(tier, "render_answer", call, by_reference)
         return Reply(as_views(reply.value), reply.served)
 
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
@@ -244,6 +246,15 @@ class HandleBackend:
         if late or failed:
             logger.warning("router: %d of %d ways to the tiers could not be warmed", len(late) + len(failed), len(ways))
 
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Tiers send answers meanwhile for which they do nothing: they may be at work for others already."""
+        self._rehearses = True
+        try:
+            yield
+        finally:
+            self._rehearses = False
+
     @property
     def max_model_len(self) -> int | None:
         return min(self._lengths.values(), default=None)
@@ -286,6 +297,9 @@ class LocalBackend:
     async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
         return await self._replica.answer_pieces(call)
 
+    def rehearsing(self) -> AbstractContextManager[None]:
+        return nullcontext()  # nobody is at work here yet
+
     async def tokenize(self, tier: Tier, call: TokenizeCall) -> Reply[Tokenized]:
         return await self._replica.tokenize(call)
 
@@ -322,7 +336,7 @@ class LocalBackend:
 
 
 def render_crosses_by_reference(call: RenderCall) -> bool:
-    media, text, pictures = media_bytes(call.request), text_bytes(call.request), len(images(call.request))
+    media, text, pictures = media_bytes(call.request), text_bytes(call.request), len(media_of(call.request))
     answer = ANSWER_BYTES_PER_TEXT_BYTE * text + ANSWER_BYTES_PER_IMAGE * pictures
     return crosses_by_reference(media + text, answer, tensors_back=call.tensors and pictures > 0)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 from deployments.answer_forms import AnswerForm
 from engine.protocol import EngineStats, TokenLogprobs
@@ -14,8 +14,8 @@ from renderer.conversation import (
     CompletionRequest,
     FeatureItem,
     FeaturesRequest,
-    ImagePart,
     TokensRequest,
+    media_of,
 )
 from renderer.detokenizer import DetokenizerState
 from renderer.media import MediaItem
@@ -232,6 +232,14 @@ class LogprobEntry:
     token_id: int = -1
     rank: int = 0
 
+    @classmethod
+    def of(cls, sampled: TokenLogprobs, spell: Callable[[int], str]) -> Self:
+        """What an engine tells of a token, with its ids spelled."""
+        top = tuple(
+            cls(spell(token_id), logprob, (), token_id, rank) for rank, (token_id, logprob) in enumerate(sampled.top, 1)
+        )
+        return cls(spell(sampled.token_id), sampled.logprob, top, sampled.token_id, sampled.rank)
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -291,12 +299,12 @@ def media_bytes(request: Generation | str) -> int:
     """Bytes of the media that a request carries, encoded or processed."""
     if isinstance(request, FeaturesRequest):
         return sum(_feature_bytes(item) for item in request.items)
-    return sum(len(image.data) for image in images(request) if image.data is not None)
+    return sum(len(image.data) for image in media_of(request) if image.data is not None)
 
 
 def expected_media_bytes(request: Generation | str) -> int:
     """What `media_bytes` will be once those that are named by an address are fetched: an estimate."""
-    return media_bytes(request) + UNFETCHED_BYTES * sum(image.is_remote for image in images(request))
+    return media_bytes(request) + UNFETCHED_BYTES * sum(image.is_remote for image in media_of(request))
 
 
 def text_bytes(request: Generation | str) -> int:
@@ -308,16 +316,6 @@ def text_bytes(request: Generation | str) -> int:
     if isinstance(request, CompletionRequest):
         return sum(len(prompt) * (4 if isinstance(prompt, str) else 8) for prompt in request.prompts)
     return sum(4 * _text_length(message.content) for message in request.messages)
-
-
-def images(request: Generation | str) -> tuple[ImagePart, ...]:
-    """The images of a request, in order."""
-    if isinstance(request, TokensRequest):
-        return request.media
-    if not isinstance(request, ChatRequest):
-        return ()
-    parts = (part for message in request.messages for part in message.content or () if isinstance(part, ImagePart))
-    return tuple(parts)
 
 
 def _text_length(content: str | tuple[object, ...] | None) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from deployments.calls import Choice, Delta, LogprobEntry, SamplingRequest
-from engine.protocol import EngineOutput, SamplingParams, TokenLogprobs
+from engine.protocol import EngineOutput, SamplingParams
 
 T = TypeVar("T")
 
@@ -95,15 +95,8 @@ class ChoiceText:
     def _delta(
         self, output: EngineOutput, text: str, ids: tuple[int, ...], finish: str | None, stop: int | str | None
     ) -> Delta:
-        logprobs = tuple(self._entry(entry) for entry in output.logprobs[: len(ids)])
+        logprobs = tuple(LogprobEntry.of(entry, self._spell) for entry in output.logprobs[: len(ids)])
         return Delta(self.index, text, ids, finish, stop, logprobs)
-
-    def _entry(self, entry: TokenLogprobs) -> LogprobEntry:
-        top = tuple(
-            LogprobEntry(self._spell(token_id), logprob, (), token_id, rank)
-            for rank, (token_id, logprob) in enumerate(entry.top, 1)
-        )
-        return LogprobEntry(self._spell(entry.token_id), entry.logprob, top, entry.token_id, entry.rank)
 
 
 async def deltas(outputs: AsyncIterator[EngineOutput], text: ChoiceText, every: int) -> AsyncGenerator[Delta]:

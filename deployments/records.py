@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.calls import ReplicaReport, TierName
 from deployments.error_response import status_of
-from deployments.metrics import metrics, sample
+from deployments.metrics import metrics, sample, silence
 from engine.protocol import EngineStats
 from renderer.caches import CacheStats
 
@@ -71,10 +71,11 @@ class Record:
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
-        """Requests meanwhile are the replica's own."""
+        """Requests meanwhile are the replica's own: nothing of them is counted."""
         self._unrecorded = True
         try:
-            yield
+            with silence():
+                yield
         finally:
             self._unrecorded = False
 

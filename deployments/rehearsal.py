@@ -9,24 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import FastAPI
 from starlette.types import Message
 
-from deployments.backends import HandleBackend
-from deployments.calls import Envelope, RenderCall, Reply
+from deployments.calls import Envelope, RenderCall
 from deployments.client import user
 from deployments.error_response import add_error_handlers
-from deployments.metrics import silence
-from deployments.pieces import Pieces
 from deployments.rendering import RenderOnly
 from deployments.routes import render_routes
 from deployments.schemas import RenderChatBody, parse
-from deployments.tier import Tier
 from renderer.errors import RequestError
 from renderer.warmup import usual_image
 
@@ -47,7 +43,7 @@ async def rehearse(operations: Operations) -> None:
     app = FastAPI()
     app.include_router(render_routes(operations))
     add_error_handlers(app, {})
-    with silence(), operations.record.unrecorded(), _rehearsing(operations):
+    with operations.record.unrecorded(), operations.front.backend.rehearsing():
         try:
             async with asyncio.timeout(operations.front.config.router.tier_wait_s):
                 statuses = [await _answered(app, body) for body in _bodies()]
@@ -61,7 +57,7 @@ async def rehearse(operations: Operations) -> None:
 async def rehearse_rendering(replica: RenderOnly) -> None:
     """The same for a replica behind a router: render-only answers as its tier gives them, written out."""
     begun = time.perf_counter()
-    with silence(), replica.record.unrecorded():
+    with replica.record.unrecorded():
         try:
             for call in _calls():
                 await replica.render_answer(call)
@@ -69,27 +65,6 @@ async def rehearse_rendering(replica: RenderOnly) -> None:
             logger.info("the rehearsal ended early: %s", error.message)
     replica.renderer.clear_mm_cache()
     replica.record.add_steps({"rehearsal": time.perf_counter() - begun})
-
-
-class Rehearsing(HandleBackend):
-    """A router's backend whose tiers answer without doing anything: they may be at work for others already."""
-
-    def __init__(self, backend: HandleBackend) -> None:
-        self.__dict__.update(backend.__dict__)
-
-    async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
-        return await self.rehearse(tier, call)
-
-
-@contextmanager
-def _rehearsing(operations: Operations) -> Iterator[None]:
-    backend = operations.front.backend
-    if isinstance(backend, HandleBackend):
-        operations.front.backend = Rehearsing(backend)
-    try:
-        yield
-    finally:
-        operations.front.backend = backend
 
 
 def _bodies() -> Sequence[bytes]:

@@ -24,7 +24,6 @@ from deployments.calls import (
     Served,
     TokenizeCall,
     Tokenized,
-    images,
 )
 from deployments.metrics import count_items, observe_stages
 from deployments.pieces import ArrayPieces, Pieces, as_arrays
@@ -36,7 +35,7 @@ from deployments.work import call_seconds, item_seconds
 from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, MediaCache, ProcessedItem
 from renderer.config import RendererConfig
-from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest
+from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest, media_of
 from renderer.fetch import MediaFetcher
 from renderer.items import ItemSource
 from renderer.prompt import RenderedPrompt
@@ -232,12 +231,12 @@ class RenderOnly:
 
 
 def _touches_pixels(call: RenderCall | TokenizeCall) -> bool:
-    return isinstance(call, RenderCall) and call.tensors and bool(images(call.request))
+    return isinstance(call, RenderCall) and call.tensors and bool(media_of(call.request))
 
 
 def _is_remote(request: Rendering) -> bool:
     """Whether an image has to be fetched."""
-    return any(image.is_remote for image in images(request))
+    return any(image.is_remote for image in media_of(request))
 
 
 async def warm_renderer(

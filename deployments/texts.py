@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from deployments.calls import DerenderCall, Derendered, LogprobEntry, OutputTokens
-from engine.protocol import TokenLogprobs
 from renderer.errors import ContextLengthError
 from renderer.renderer import Renderer
 
@@ -30,13 +29,7 @@ def _derendered(renderer: Renderer, output: OutputTokens, call: DerenderCall) ->
     text = detokenizer.feed(output.token_ids)
     if output.finished or not call.stream:
         text += detokenizer.finish()
-    logprobs = tuple(_entry(renderer, each) for each in output.logprobs)
+    logprobs = tuple(
+        LogprobEntry.of(each, lambda token_id: renderer.detokenize((token_id,))) for each in output.logprobs
+    )
     return Derendered(text, logprobs, detokenizer.state if call.stream else None)
-
-
-def _entry(renderer: Renderer, each: TokenLogprobs) -> LogprobEntry:
-    def spelled(token_id: int) -> str:
-        return renderer.detokenize((token_id,))
-
-    top = tuple(LogprobEntry(spelled(token_id), logprob) for token_id, logprob in each.top)
-    return LogprobEntry(spelled(each.token_id), each.logprob, top)

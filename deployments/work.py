@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from deployments.autoscaling import PIXELS_PER_BYTE, render_seconds
-from deployments.calls import RenderCall, Rendering, TokenizeCall, expected_media_bytes, images, text_bytes
-from renderer.conversation import CompletionRequest
+from deployments.calls import RenderCall, Rendering, TokenizeCall, expected_media_bytes, text_bytes
+from renderer.conversation import CompletionRequest, media_of
 from renderer.errors import MediaError
 from renderer.image import ImageLimits, read_header
 from renderer.media import MediaItem
@@ -47,7 +47,7 @@ def item_seconds(item: MediaItem) -> float:
 def _pixels(request: Rendering | str, headers: bool) -> int:
     if not headers:
         return PIXELS_PER_BYTE * expected_media_bytes(request)
-    data = [part.data for part in images(request) if part.data is not None]
+    data = [part.data for part in media_of(request) if part.data is not None]
     read = [_header_pixels(each) for each in data[:HEADERS_READ]]
     return sum(read) * len(data) // max(1, len(read))
 

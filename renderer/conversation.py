@@ -108,3 +108,16 @@ class FeaturesRequest:
     token_ids: tuple[int, ...]
     items: tuple[FeatureItem, ...]
     cache_salt: str | None = None
+
+
+Request = ChatRequest | CompletionRequest | TokensRequest | FeaturesRequest
+
+
+def media_of(request: Request | str) -> tuple[ImagePart, ...]:
+    """The raw images of a request, in their order; none in texts and in what arrived processed."""
+    if isinstance(request, TokensRequest):
+        return request.media
+    if not isinstance(request, ChatRequest):
+        return ()
+    contents = (message.content for message in request.messages if isinstance(message.content, tuple))
+    return tuple(part for content in contents for part in content if isinstance(part, ImagePart))

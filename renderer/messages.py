@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from renderer.conversation import ChatRequest, ImagePart, Message, Part, TextPart
+from renderer.conversation import ChatRequest, Message, Part, TextPart
 from renderer.errors import RequestError
 from renderer.template import ChatTemplate, ContentFormat
 
@@ -17,11 +17,6 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "functio
 # A coding agent's first line of a system prompt; it differs in every request, and would keep the prompt out of any
 # prefix cache.
 _BILLING_HEADER = "x-anthropic-billing-header"
-
-
-def media_of(messages: Sequence[Message]) -> tuple[ImagePart, ...]:
-    """Every image of a conversation, in its order."""
-    return tuple(part for message in messages for part in _parts(message) if isinstance(part, ImagePart))
 
 
 def template_messages(

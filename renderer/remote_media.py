@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar, cast
 
-from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, Message, Part, TokensRequest
+from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, Message, Part, TokensRequest, media_of
 from renderer.fetch import MediaFetcher
-from renderer.messages import media_of
 
 Request = ChatRequest | CompletionRequest | TokensRequest
 RequestT = TypeVar("RequestT", bound=Request)
@@ -35,10 +34,7 @@ async def with_media(request: RequestT, fetcher: MediaFetcher) -> AsyncIterator[
 
 def remote_urls(request: Request) -> dict[int, str]:
     """The addresses that have to be fetched, by the image's place in the request."""
-    if isinstance(request, CompletionRequest):
-        return {}
-    parts = media_of(request.messages) if isinstance(request, ChatRequest) else request.media
-    return {index: part.url for index, part in enumerate(parts) if part.is_remote and part.url}
+    return {index: part.url for index, part in enumerate(media_of(request)) if part.is_remote and part.url}
 
 
 def _filled(request: Request, data: Mapping[int, bytes]) -> Request:

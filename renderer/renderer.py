@@ -9,14 +9,14 @@ from renderer import validate
 from renderer.caches import MediaCache, ProcessorCache
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
-from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest, ImagePart, TokensRequest
+from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest, ImagePart, TokensRequest, media_of
 from renderer.detokenizer import DetokenizerState, IncrementalDetokenizer
 from renderer.draft import Draft
 from renderer.families import choose_family
 from renderer.foreign import receive
 from renderer.image import ImageLimits
 from renderer.items import ItemSource
-from renderer.messages import media_of, template_messages, template_variables
+from renderer.messages import template_messages, template_variables
 from renderer.processor import MultiModalProcessor
 from renderer.prompt import Modality, RenderedPrompt
 from renderer.template import ChatTemplates
@@ -141,7 +141,7 @@ class Renderer:
             validate.chat(request, self.config, self.max_model_len)
         else:
             validate.tokens(request, self.config)
-        media = media_of(request.messages) if isinstance(request, ChatRequest) else request.media
+        media = media_of(request)
         validate.media(media, self.modalities, self.config, self.family.max_items)
 
     def text(self, request: ChatRequest) -> str:
@@ -233,7 +233,7 @@ class Renderer:
 
     def _draft_chat(self, request: ChatRequest, processor: MultiModalProcessor, bounded: bool = True) -> Draft:
         self.check(request)
-        media = media_of(request.messages)
+        media = media_of(request)
         limited = bounded and request.truncate_prompt_tokens is None
         token_ids = self._tokens(self.text(request), request.add_special_tokens, limited)
         draft = self._encode(token_ids, "messages", media, request, processor)

@@ -4,15 +4,15 @@ import json
 
 from bench.bodies import CASES, Case
 from deployments.schemas import RenderChatBody, parse
+from renderer.conversation import media_of
 from renderer.image import ImageLimits, read_header
-from renderer.messages import media_of
 
 LIMITS = ImageLimits(1 << 30, 1 << 30)
 
 
 def images(body: bytes) -> list[bytes]:
     request = parse(RenderChatBody, body).request()
-    return [image.data or b"" for image in media_of(request.messages)]
+    return [image.data or b"" for image in media_of(request)]
 
 
 def test_every_case_is_a_body_that_greenroom_reads() -> None:

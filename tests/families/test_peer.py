@@ -18,9 +18,8 @@ import pytest
 from deployments.calls import Envelope, RenderCall, SamplingRequest
 from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
-from renderer.conversation import ChatRequest
+from renderer.conversation import ChatRequest, media_of
 from renderer.errors import RequestError
-from renderer.messages import media_of
 from renderer.renderer import Renderer
 from tests.checkpoints import FAMILIES, IMAGE_FAMILIES, checkpoint
 from tests.families.conftest import RendererOf
@@ -84,7 +83,7 @@ def test_token_ids_are_those_of_hugging_faces_processor(
         {
             "checkpoint": str(checkpoint(family)),
             "text": renderer.text(request),
-            "images": [base64.b64encode(part.data or b"").decode() for part in media_of(request.messages)],
+            "images": [base64.b64encode(part.data or b"").decode() for part in media_of(request)],
         }
         for request in asked.values()
         if isinstance(request, ChatRequest)
@@ -105,7 +104,7 @@ def test_token_ids_are_those_of_hugging_faces_processor(
 
 def is_compared(family: str, name: str, case: Case, renderer: Renderer) -> bool:
     """Whether it is a chat about images that we take, at the model's own size."""
-    if not isinstance(case.request, ChatRequest) or not media_of(case.request.messages):
+    if not isinstance(case.request, ChatRequest) or not media_of(case.request):
         return False
     if name.startswith(("format", "options", "a text that spells", "eight")):
         return False

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from renderer.conversation import ChatRequest
+from renderer.conversation import ChatRequest, media_of
 from renderer.image import ImageLimits, decode, read_header
-from renderer.messages import media_of
 from renderer.prompt import RenderedPrompt
 from renderer.renderer import Renderer
 from renderer.wire import encode_item
@@ -119,7 +118,7 @@ def test_torchvision_tensors_are_the_peers(family: str, name: str, renderer_of: 
 def test_pillow_tensors_are_hugging_faces(family: str, name: str, renderer_of: RendererOf) -> None:
     request = request_of(family, name)
     (item,) = render(renderer_of(family, image_backend="pil"), request).items
-    (part,) = media_of(request.messages)
+    (part,) = media_of(request)
     assert part.data is not None
     assert item.tensors is not None
     pixels = decode(part.data, read_header(part.data, 0, LIMITS), 0)

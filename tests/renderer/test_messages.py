@@ -6,7 +6,7 @@ import pytest
 
 from renderer.conversation import ChatRequest, ImagePart, Message, TextPart
 from renderer.errors import RequestError
-from renderer.messages import media_of, template_messages, template_tools, template_variables
+from renderer.messages import template_messages, template_tools, template_variables
 from renderer.template import ChatTemplate
 
 PARTS = ChatTemplate("{% for m in messages %}{% for part in m.content %}{{ part }}{% endfor %}{% endfor %}")
@@ -48,11 +48,6 @@ def test_a_tools_answer_is_one_text_whatever_the_template() -> None:
     for template in (PARTS, STRINGS):
         rendered = template_messages([message], template, None)[0]
         assert rendered == {"role": "tool", "content": "rain\nlater", "tool_call_id": "c1"}
-
-
-def test_images_are_found_in_the_order_of_the_conversation() -> None:
-    messages = [Message("user", (SECOND, TextPart("x"))), Message("assistant", "y"), Message("user", (FIRST, SECOND))]
-    assert media_of(messages) == (SECOND, FIRST, SECOND)
 
 
 @pytest.mark.parametrize(
