@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ray import serve
 
+from deployments.admission import Ticket
 from deployments.answers import (
     ChatChunk,
     ChatCompletion,
@@ -53,36 +55,47 @@ class Operations:
         self.training = Training(front.backend.command, WeightsRecord(application(), front.config.model))
         self._peers: TierHandle | None = None
 
+    @contextmanager
+    def taken(self, operation: Operation, body_bytes: int = 0) -> Iterator[Ticket]:
+        """Around one request of an operation: it is recorded, and has a place among those under way.
+
+        Raises:
+            OverloadedError: There is no place.
+        """
+        name = "generate" if operation is Operation.GENERATE_FEATURES else str(operation)
+        with self.record.request(name), self.front.admit(operation, body_bytes) as ticket:
+            yield ticket
+
     async def chat_completions(self, body: Data) -> ChatCompletion:
-        with self.record.request("chat_completions"), self.front.admit(Operation.CHAT_COMPLETIONS) as ticket:
+        with self.taken(Operation.CHAT_COMPLETIONS) as ticket:
             return (await self.front.chat(await self.front.understand_chat(body, ticket))).value
 
     async def chat_completions_stream(self, body: Data) -> AsyncGenerator[ChatChunk]:
         """Chunks as they come; `stream` in the body has no part in it."""
-        with self.record.request("chat_completions"), self.front.admit(Operation.CHAT_COMPLETIONS) as ticket:
+        with self.taken(Operation.CHAT_COMPLETIONS) as ticket:
             reply = await self.front.chat_stream(await self.front.understand_chat(body, ticket))
             async for chunk in reply.value:
                 yield chunk
 
     async def completions(self, body: Data) -> TextCompletion:
-        with self.record.request("completions"), self.front.admit(Operation.COMPLETIONS) as ticket:
+        with self.taken(Operation.COMPLETIONS) as ticket:
             return (await self.front.completion(await self.front.understand_completion(body, ticket))).value
 
     async def completions_stream(self, body: Data) -> AsyncGenerator[TextCompletion]:
         """See `chat_completions_stream`."""
-        with self.record.request("completions"), self.front.admit(Operation.COMPLETIONS) as ticket:
+        with self.taken(Operation.COMPLETIONS) as ticket:
             reply = await self.front.completion_stream(await self.front.understand_completion(body, ticket))
             async for chunk in reply.value:
                 yield chunk
 
     async def generate(self, body: Data) -> TokenAnswer:
         """Token ids in, token ids out: `features` has processed items, `content_parts` raw ones."""
-        with self.record.request("generate"), self.front.admit(Operation.GENERATE_FEATURES) as ticket:
+        with self.taken(Operation.GENERATE_FEATURES) as ticket:
             return (await self.front.generate(await self.front.understand_generate(body, ticket))).value
 
     async def generate_stream(self, body: Data) -> AsyncGenerator[TokenChunk]:
         """See `chat_completions_stream`."""
-        with self.record.request("generate"), self.front.admit(Operation.GENERATE_FEATURES) as ticket:
+        with self.taken(Operation.GENERATE_FEATURES) as ticket:
             reply = await self.front.generate_stream(await self.front.understand_generate(body, ticket))
             async for chunk in reply.value:
                 yield chunk
@@ -105,44 +118,44 @@ class Operations:
 
     async def render_chat(self, body: Data) -> RenderedPrompt:
         """The prompt that an engine would get of a chat body, tensors included unless `mm_payload` is `none`."""
-        with self.record.request("render_chat"), self.front.admit(Operation.RENDER_CHAT) as ticket:
+        with self.taken(Operation.RENDER_CHAT) as ticket:
             asked = await self.front.understand_chat(body, ticket)
             return (await self.front.render_one(Operation.RENDER_CHAT, asked)).value
 
     async def render_completion(self, body: Data) -> tuple[RenderedPrompt, ...]:
         """One prompt for each prompt of a completion body."""
-        with self.record.request("render_completion"), self.front.admit(Operation.RENDER_COMPLETION) as ticket:
+        with self.taken(Operation.RENDER_COMPLETION) as ticket:
             return (await self.front.render_completion(await self.front.understand_completion(body, ticket))).value
 
     async def render_tokens(self, body: Data) -> RenderedPrompt:
         """The prompt of a generate body whose `token_ids` hold one placeholder for each of its `content_parts`."""
-        with self.record.request("render_tokens"), self.front.admit(Operation.RENDER_TOKENS) as ticket:
+        with self.taken(Operation.RENDER_TOKENS) as ticket:
             asked = await self.front.understand_tokens(body, ticket)
             return (await self.front.render_one(Operation.RENDER_TOKENS, asked)).value
 
     async def layout(self, body: Data) -> RenderedPrompt:
         """The prompt of a chat body without tensors: tokens, ranges and hashes, and no pixel decoded."""
-        with self.record.request("layout"), self.front.admit(Operation.LAYOUT) as ticket:
+        with self.taken(Operation.LAYOUT) as ticket:
             return (await self.front.layout(await self.front.understand_chat(body, ticket))).value
 
     async def tokenize(self, body: Data) -> TokenizeAnswer:
         """Token ids of `prompt`, or of `messages` with their images' placeholders expanded."""
-        with self.record.request("tokenize"), self.front.admit(Operation.TOKENIZE) as ticket:
+        with self.taken(Operation.TOKENIZE) as ticket:
             return (await self.front.tokenize(body, ticket)).value
 
     async def detokenize(self, body: Data) -> DetokenizeAnswer:
         """The text of `tokens`."""
-        with self.record.request("detokenize"), self.front.admit(Operation.DETOKENIZE) as ticket:
+        with self.taken(Operation.DETOKENIZE) as ticket:
             return (await self.front.detokenize(body, ticket)).value
 
     async def derender_chat(self, body: Data) -> DerenderAnswer:
         """The chat completion that an engine's `generate_response` is, or the chunk that its `generate_chunk` is."""
-        with self.record.request("derender"), self.front.admit(Operation.DERENDER) as ticket:
+        with self.taken(Operation.DERENDER) as ticket:
             return (await self.front.derender(body, ticket, chat=True)).value
 
     async def derender_completion(self, body: Data) -> DerenderAnswer:
         """See `derender_chat`."""
-        with self.record.request("derender"), self.front.admit(Operation.DERENDER) as ticket:
+        with self.taken(Operation.DERENDER) as ticket:
             return (await self.front.derender(body, ticket, chat=False)).value
 
     async def models(self) -> ModelList:

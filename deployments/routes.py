@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -45,110 +46,111 @@ def http_app(operations: Operations) -> FastAPI:
     return app
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A request that has a place, and its body."""
+
+    body: bytes
+    ticket: Ticket
+    timer: Timer
+    request_id: str | None
+    form: AnswerForm
+
+
+Answer = Callable[[Taken], Awaitable[Response]]
+
+
+class Routes:
+    """Routes that take a place before they read the body, and keep it until their answer is sent."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.router = APIRouter()
+        self._operations = operations
+
+    def post(self, path: str, operation: Operation) -> Callable[[Answer], Answer]:
+        """Let a function answer a path's requests."""
+
+        def register(answer: Answer) -> Answer:
+            async def take(request: Request) -> Response:
+                with self._operations.taken(operation, _length(request)) as ticket:
+                    timer, form = Timer(), answer_form(request.headers.get("accept"))
+                    return await answer(Taken(await _body(request), ticket, timer, _id(request), form))
+
+            self.router.add_api_route(path, take, methods=["POST"], name=answer.__name__)
+            return answer
+
+        return register
+
+
 def generation_routes(operations: Operations) -> APIRouter:
     """Requests that an engine runs."""
-    router, front = APIRouter(), operations.front
+    routes, front = Routes(operations), operations.front
 
-    @router.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        with (
-            operations.record.request("chat_completions"),
-            front.admit(Operation.CHAT_COMPLETIONS, _length(request)) as ticket,
-        ):
-            timer = Timer()
-            asked = await front.understand_chat(await _body(request), ticket, _id(request))
-            if asked.body.stream:
-                return _stream(await front.chat_stream(asked), timer, ticket)
-            return _json(await front.chat(asked), timer)
+    @routes.post("/v1/chat/completions", Operation.CHAT_COMPLETIONS)
+    async def chat_completions(taken: Taken) -> Response:
+        asked = await front.understand_chat(taken.body, taken.ticket, taken.request_id)
+        if asked.body.stream:
+            return _stream(await front.chat_stream(asked), taken)
+        return _json(await front.chat(asked), taken)
 
-    @router.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        with operations.record.request("completions"), front.admit(Operation.COMPLETIONS, _length(request)) as ticket:
-            timer = Timer()
-            asked = await front.understand_completion(await _body(request), ticket, _id(request))
-            if asked.body.stream:
-                return _stream(await front.completion_stream(asked), timer, ticket)
-            return _json(await front.completion(asked), timer)
+    @routes.post("/v1/completions", Operation.COMPLETIONS)
+    async def completions(taken: Taken) -> Response:
+        asked = await front.understand_completion(taken.body, taken.ticket, taken.request_id)
+        if asked.body.stream:
+            return _stream(await front.completion_stream(asked), taken)
+        return _json(await front.completion(asked), taken)
 
-    @router.post("/inference/v1/generate")
-    async def generate(request: Request) -> Response:
-        with (
-            operations.record.request("generate"),
-            front.admit(Operation.GENERATE_FEATURES, _length(request)) as ticket,
-        ):
-            timer = Timer()
-            asked = await front.understand_generate(await _body(request), ticket, _id(request))
-            if asked.body.stream:
-                return _stream(await front.generate_stream(asked), timer, ticket)
-            return _json(await front.generate(asked), timer)
+    @routes.post("/inference/v1/generate", Operation.GENERATE_FEATURES)
+    async def generate(taken: Taken) -> Response:
+        asked = await front.understand_generate(taken.body, taken.ticket, taken.request_id)
+        if asked.body.stream:
+            return _stream(await front.generate_stream(asked), taken)
+        return _json(await front.generate(asked), taken)
 
-    @router.post("/inference/v1/abort_requests")
+    @routes.router.post("/inference/v1/abort_requests")
     async def abort_requests(request: Request) -> Response:
         await front.abort(await _body(request))
         return Response()
 
-    return router
+    return routes.router
 
 
 def render_routes(operations: Operations) -> APIRouter:
     """Requests that are only rendered, or less."""
-    router, front = APIRouter(), operations.front
+    routes, front = Routes(operations), operations.front
 
-    @router.post("/v1/chat/completions/render")
-    async def render_chat(request: Request) -> Response:
-        with operations.record.request("render_chat"), front.admit(Operation.RENDER_CHAT, _length(request)) as ticket:
-            timer = Timer()
-            asked = await front.understand_chat(await _body(request), ticket, _id(request))
-            form = answer_form(request.headers.get("accept"))
-            return _pieces(await front.render_one_answer(Operation.RENDER_CHAT, asked, form), timer, form)
+    @routes.post("/v1/chat/completions/render", Operation.RENDER_CHAT)
+    async def render_chat(taken: Taken) -> Response:
+        asked = await front.understand_chat(taken.body, taken.ticket, taken.request_id)
+        return _bytes(await front.render_one_answer(Operation.RENDER_CHAT, asked, taken.form), taken)
 
-    @router.post("/v1/completions/render")
-    async def render_completion(request: Request) -> Response:
-        with (
-            operations.record.request("render_completion"),
-            front.admit(Operation.RENDER_COMPLETION, _length(request)) as ticket,
-        ):
-            timer = Timer()
-            asked = await front.understand_completion(await _body(request), ticket, _id(request))
-            form = answer_form(request.headers.get("accept"))
-            return _pieces(await front.render_completion_answer(asked, form), timer, form)
+    @routes.post("/v1/completions/render", Operation.RENDER_COMPLETION)
+    async def render_completion(taken: Taken) -> Response:
+        asked = await front.understand_completion(taken.body, taken.ticket, taken.request_id)
+        return _bytes(await front.render_completion_answer(asked, taken.form), taken)
 
-    @router.post("/inference/v1/generate/render")
-    async def render_tokens(request: Request) -> Response:
-        with (
-            operations.record.request("render_tokens"),
-            front.admit(Operation.RENDER_TOKENS, _length(request)) as ticket,
-        ):
-            timer = Timer()
-            asked = await front.understand_tokens(await _body(request), ticket, _id(request))
-            form = answer_form(request.headers.get("accept"))
-            return _pieces(await front.render_one_answer(Operation.RENDER_TOKENS, asked, form), timer, form)
+    @routes.post("/inference/v1/generate/render", Operation.RENDER_TOKENS)
+    async def render_tokens(taken: Taken) -> Response:
+        asked = await front.understand_tokens(taken.body, taken.ticket, taken.request_id)
+        return _bytes(await front.render_one_answer(Operation.RENDER_TOKENS, asked, taken.form), taken)
 
-    @router.post("/tokenize")
-    async def tokenize(request: Request) -> Response:
-        with operations.record.request("tokenize"), front.admit(Operation.TOKENIZE, _length(request)) as ticket:
-            timer = Timer()
-            return _json(await front.tokenize(await _body(request), ticket), timer)
+    @routes.post("/tokenize", Operation.TOKENIZE)
+    async def tokenize(taken: Taken) -> Response:
+        return _json(await front.tokenize(taken.body, taken.ticket), taken)
 
-    @router.post("/detokenize")
-    async def detokenize(request: Request) -> Response:
-        with operations.record.request("detokenize"), front.admit(Operation.DETOKENIZE, _length(request)) as ticket:
-            timer = Timer()
-            return _json(await front.detokenize(await _body(request), ticket), timer)
+    @routes.post("/detokenize", Operation.DETOKENIZE)
+    async def detokenize(taken: Taken) -> Response:
+        return _json(await front.detokenize(taken.body, taken.ticket), taken)
 
-    @router.post("/v1/chat/completions/derender")
-    async def derender_chat(request: Request) -> Response:
-        with operations.record.request("derender"), front.admit(Operation.DERENDER, _length(request)) as ticket:
-            timer = Timer()
-            return _json(await front.derender(await _body(request), ticket, chat=True), timer)
+    @routes.post("/v1/chat/completions/derender", Operation.DERENDER)
+    async def derender_chat(taken: Taken) -> Response:
+        return _json(await front.derender(taken.body, taken.ticket, chat=True), taken)
 
-    @router.post("/v1/completions/derender")
-    async def derender_completion(request: Request) -> Response:
-        with operations.record.request("derender"), front.admit(Operation.DERENDER, _length(request)) as ticket:
-            timer = Timer()
-            return _json(await front.derender(await _body(request), ticket, chat=False), timer)
+    @routes.post("/v1/completions/derender", Operation.DERENDER)
+    async def derender_completion(taken: Taken) -> Response:
+        return _json(await front.derender(taken.body, taken.ticket, chat=False), taken)
 
-    return router
+    return routes.router
 
 
 def information_routes(operations: Operations) -> APIRouter:
@@ -228,18 +230,18 @@ def _id(request: Request) -> str | None:
     return request.headers.get("x-request-id")
 
 
-def _json(reply: Reply[Any], timer: Timer) -> Response:
-    return Response(orjson.dumps(reply.value), headers=timer.headers(reply.served), media_type=JSON)
+def _json(reply: Reply[Any], taken: Taken) -> Response:
+    return Response(orjson.dumps(reply.value), headers=taken.timer.headers(reply.served), media_type=JSON)
 
 
-def _pieces(reply: Reply[Pieces], timer: Timer, form: AnswerForm) -> Response:
-    headers = {**timer.headers(reply.served), "Vary": "Accept"}
-    return PiecesResponse(reply.value, headers, MEDIA_TYPES[form])
+def _bytes(reply: Reply[Pieces], taken: Taken) -> Response:
+    headers = {**taken.timer.headers(reply.served), "Vary": "Accept"}
+    return PiecesResponse(reply.value, headers, MEDIA_TYPES[taken.form])
 
 
-def _stream(reply: Reply[AsyncGenerator[Any]], timer: Timer, ticket: Ticket) -> Response:
-    events = _events(reply.value, ticket.pass_on())
-    return StreamingResponse(events, headers=timer.headers(reply.served), media_type=EVENTS)
+def _stream(reply: Reply[AsyncGenerator[Any]], taken: Taken) -> Response:
+    events = _events(reply.value, taken.ticket.pass_on())
+    return StreamingResponse(events, headers=taken.timer.headers(reply.served), media_type=EVENTS)
 
 
 async def _events(chunks: AsyncGenerator[Any], ticket: Ticket) -> AsyncGenerator[bytes]:
