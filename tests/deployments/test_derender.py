@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -14,14 +13,8 @@ from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from deployments.backends import LocalBackend
 from deployments.calls import DerenderCall, OutputTokens
 from deployments.config import GreenroomConfig
-from deployments.front import Front
-from deployments.operations import Operations
-from deployments.records import Record
-from deployments.rendering import RenderOnly
-from deployments.routes import http_app
 from deployments.texts import derendered
 from renderer.renderer import Renderer
 
@@ -32,26 +25,10 @@ CHAT, TEXT = "/v1/chat/completions/derender", "/v1/completions/derender"
 SENTENCE = "A café, 日本, and 🎭 words."
 
 
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    assert CONFIG.render is not None
-    renderer = Renderer(CONFIG.render.renderer)
-    yield renderer
-    renderer.close()
-
-
 @pytest.fixture
 def ids(renderer: Renderer) -> list[int]:
     """A sentence and the end that its model puts after it."""
     return [*renderer.tokenize(SENTENCE, add_special_tokens=False), renderer.tokenizer.id_of("<|im_end|>")]
-
-
-@pytest.fixture
-async def http(renderer: Renderer) -> AsyncIterator[httpx.AsyncClient]:
-    backend = LocalBackend(RenderOnly(renderer, Record("render")))
-    app = http_app(Operations(Front(CONFIG, backend), Record("render")))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://greenroom") as client:
-        yield client
 
 
 def response(*choices: list[int], **fields: Any) -> dict[str, Any]:

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from deployments.backends import LocalBackend
 from deployments.config import GreenroomConfig
-from deployments.front import Front
 from deployments.operations import Operations
-from deployments.records import Record
-from deployments.rendering import RenderOnly
-from deployments.routes import http_app
-from renderer.renderer import Renderer
 from tests.stack.helpers import TOKENS, about, picture
 
 CONFIG = GreenroomConfig.model_validate(
     {"model": "demo/model", "renderer": {"media_threads": 1, "render_threads": 1}, "engine": None}
 )
 PATH, CHAT = "/inference/v1/generate/render", "/v1/chat/completions/render"
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    assert CONFIG.render is not None
-    renderer = Renderer(CONFIG.render.renderer)
-    yield renderer
-    renderer.close()
-
-
-@pytest.fixture
-def operations(renderer: Renderer) -> Operations:
-    return Operations(Front(CONFIG, LocalBackend(RenderOnly(renderer, Record("render")))), Record("render"))
-
-
-@pytest.fixture
-async def http(operations: Operations) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(http_app(operations))
-    async with httpx.AsyncClient(transport=transport, base_url="http://greenroom") as client:
-        yield client
 
 
 def unexpanded(token_ids: list[int], features: dict[str, Any]) -> list[int]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from deployments.backends import LocalBackend
 from deployments.calls import RenderCall, Reply
 from deployments.config import GreenroomConfig
-from deployments.front import Front
 from deployments.metrics import metrics, silence
 from deployments.operations import Operations
 from deployments.pieces import ArrayPieces
@@ -20,20 +16,6 @@ from renderer.caches import CacheStats
 from renderer.renderer import Renderer
 
 CONFIG = GreenroomConfig.model_validate({"model": "demo/model", "engine": None})
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    assert CONFIG.render is not None
-    renderer = Renderer(CONFIG.render.renderer)
-    yield renderer
-    renderer.close()
-
-
-@pytest.fixture
-def operations(renderer: Renderer) -> Operations:
-    record = Record("render")
-    return Operations(Front(CONFIG, LocalBackend(RenderOnly(renderer, record))), record)
 
 
 async def test_every_image_is_rendered_and_nothing_is_counted(operations: Operations, renderer: Renderer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,6 @@ CONFIG = GreenroomConfig.model_validate(
     }
 )
 Fetching = Callable[..., RenderOnly]
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    assert CONFIG.render is not None
-    renderer = Renderer(CONFIG.render.renderer)
-    yield renderer
-    renderer.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import httpx
@@ -48,14 +48,6 @@ class Scripted(LocalBackend):
             yield event
         if self.error is not None:
             raise self.error
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    assert CONFIG.render is not None
-    renderer = Renderer(CONFIG.render.renderer)
-    yield renderer
-    renderer.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -197,14 +197,6 @@ TAKEN: dict[str, tuple[str, Any]] = {
     "tokens beyond the vocabulary": ("/detokenize", {"tokens": [10**6]}),
     "nothing to detokenize": ("/detokenize", {"tokens": []}),
 }
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[Renderer]:
-    assert CONFIG.render is not None
-    renderer = Renderer(CONFIG.render.renderer)
-    yield renderer
-    renderer.close()
 
 
 @pytest.fixture
