@@ -16,10 +16,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-engine bench-render bench-serve bench-scaling test test-faults test-fuzz test-peer test-vllm soak goldens check format serve serve-fast check-config lock clean
+.PHONY: help setup demo bench-engine bench-render bench-serve bench-scaling bench-replicas test test-cuda test-faults test-fuzz test-peer test-vllm soak goldens check format serve serve-fast check-config lock clean
 
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Make .venv with the pinned dependencies
 
@@ -79,6 +79,9 @@ bench-serve: $(STAMP)  ## Greenroom's servers against vLLM's render server (PEER
 
 bench-scaling: $(STAMP)  ## Rendering over cores, in process: threads of one renderer, renderers in processes (ARGS='--counts 1,2,4,8')
 	$(BIN)/python -m bench.scaling $(ARGS)
+
+bench-replicas: $(STAMP)  ## Rendering over render replicas, on a cluster of this machine's cores (ARGS='--counts 1,2,4,8')
+	$(BIN)/python -m bench.replicas $(ARGS)
 
 bench-engine: $(STAMP)  ## The embedded engine against model.generate (ARGS='--size 3b' on a GPU)
 	$(BIN)/python -m bench.engine $(ARGS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from deployments.auth import KeyRing
 
 OPEN_PATHS = frozenset({"/health"})
+# For how long the rest of a refused body is read and thrown away, and how long a pause ends that. A connection that is
+# closed on a client that still sends is reset, and the reset can take the answer with it.
+DRAIN_S = 10.0
+PAUSE_S = 0.5
 
 
 class Edge:
@@ -25,7 +31,7 @@ class Edge:
     Args:
         keys: None where anybody may ask.
         max_body_bytes: Of one request. A body that is announced as larger is refused unread, one that turns out to be
-            is refused while it is read.
+            is refused while it is read. Nothing of it is kept.
         headers: Put on every answer that lacks them, errors and refusals included.
     """
 
@@ -43,6 +49,8 @@ class Edge:
         try:
             self._check(scope)
         except RequestError as error:
+            if "expect" not in Headers(scope=scope):  # such a client sends nothing before it is told to
+                await drain(receive)
             await error_response(error)(scope, receive, send)
             return
         await self._app(scope, self._limited(receive), send)
@@ -64,6 +72,8 @@ class Edge:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._max_body_bytes:
+                if message.get("more_body"):
+                    await drain(receive)
                 raise self._too_large()
             return message
 
@@ -84,6 +94,14 @@ class Edge:
 
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(f"the body has more than {self._max_body_bytes} bytes")
+
+
+async def drain(receive: Receive) -> None:
+    """Read the rest of a body for nothing, until it ends or pauses, its client leaves or `DRAIN_S` seconds are over."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while (await asyncio.wait_for(receive(), PAUSE_S)).get("more_body"):
+                pass
 
 
 def route_path(scope: Scope) -> str:

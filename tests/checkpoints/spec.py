@@ -101,7 +101,7 @@ class Checkpoint:
     def _write_model(self, folder: Path, ids: Ids, entries: int) -> None:
         config = self.config(ids, entries)
         config.dtype = self.dtype
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = getattr(transformers, self.model)(config)
         model.to(self.dtype).save_pretrained(folder)

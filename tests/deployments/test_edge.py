@@ -136,6 +136,31 @@ async def test_a_body_that_turns_out_too_large_is_refused_while_it_is_sent(url: 
     assert (status, error["type"]) == (413, "RequestEntityTooLargeError")
 
 
+@pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {KEY}"}, {}])
+async def test_what_a_refused_client_still_sends_is_read_before_it_is_answered(
+    url: str, headers: dict[str, str]
+) -> None:
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(200):
+            sent += LIMIT
+            yield b" " * LIMIT
+
+    async with httpx.AsyncClient(base_url=url) as client:
+        announced = {"Content-Length": str(200 * LIMIT), "Content-Type": "application/json", **headers}
+        response = await client.post("/tokenize", content=body(), headers=announced)
+    assert response.status_code == (413 if headers else 401)
+    assert sent == 200 * LIMIT
+
+
+async def test_a_client_that_asks_before_it_sends_is_answered_at_once(url: str) -> None:
+    head = f"POST /tokenize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {LIMIT}\r\n\r\n"
+    status, error = await _answer(url, head.encode())
+    assert (status, error["type"]) == (401, "AuthenticationError")
+
+
 async def test_every_answer_says_who_gave_it_and_how_long_it_took(http: httpx.AsyncClient) -> None:
     statuses = set()
     for headers, path, body in (
