@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from bench.processes import command_line
-from deployments.ray_cluster import ray_environment
+from deployments.launch.ray_cluster import ray_environment
 
 START_S = 300.0
 STOP_S = 60.0

@@ -26,7 +26,7 @@ from deployments.calls import (
 )
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
-from deployments.pieces import Pieces, as_views
+from deployments.http.pieces import Pieces, as_views
 from deployments.running import answers_of_all, obeyed_by_all, running_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds

@@ -19,11 +19,18 @@ import orjson
 import pybase64
 from ray import serve
 
-from deployments.answers import ChatChunk, ChatCompletion, DetokenizeAnswer, ModelList, TextCompletion, TokenizeAnswer
+from deployments.answers.openai import (
+    ChatChunk,
+    ChatCompletion,
+    DetokenizeAnswer,
+    ModelList,
+    TextCompletion,
+    TokenizeAnswer,
+)
+from deployments.answers.tokens import TokenAnswer, TokenChunk
 from deployments.backends import TierHandle, crosses_by_reference
 from deployments.calls import ReplicaReport
-from deployments.control import PauseMode
-from deployments.token_answers import TokenAnswer, TokenChunk
+from deployments.weights.control import PauseMode
 from renderer.embed_runs import embed_runs
 from renderer.prompt import PromptItem, RenderedPrompt
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from deployments.admission import Limit
-from deployments.auth import SOURCE
-from deployments.borrowing import BorrowMode
+from deployments.borrowing.rule import BorrowMode
+from deployments.http.auth import SOURCE
 from engine.backends import AnyEngineConfig
 from renderer.config import MIB, RendererConfig
 

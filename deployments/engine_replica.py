@@ -10,21 +10,21 @@ from functools import partial
 from typing import Any, cast
 
 from deployments.autoscaling import ENGINE_PROMPT_TOKENS, ENGINE_SEQUENCES, Gauge
-from deployments.borrowing import BorrowRule
+from deployments.borrowing.helpers import Helpers
+from deployments.borrowing.render_tier import RenderTier
+from deployments.borrowing.rule import BorrowRule
 from deployments.calls import Choice, Delta, Event, GenerateCall, ReplicaReport, Served, Started
 from deployments.config import EngineTierConfig
-from deployments.control import Control, PauseMode, engine_id
 from deployments.generation import ChoiceText, Silent, choice_params, deltas, merge
-from deployments.helpers import Helpers
 from deployments.logs import log_facts
 from deployments.metrics import count, count_items, measured, metrics, observe_stages
 from deployments.records import Record, application
 from deployments.rehearsal import rehearse_rendering
-from deployments.render_tier import RenderTier
 from deployments.rendering import Clock, ItemSources, RenderOnly, rendered, warm_renderer
-from deployments.replica_weights import ReplicaWeights
 from deployments.sampling import resolve
-from deployments.weights import Weights, WeightsRecord
+from deployments.weights.control import Control, PauseMode, engine_id
+from deployments.weights.replica import ReplicaWeights
+from deployments.weights.wanted import Weights, WeightsRecord
 from engine.backends import CoupledEngine, make_engine
 from engine.protocol import EngineOutput, SamplingParams
 from renderer.conversation import FeaturesRequest

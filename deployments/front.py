@@ -12,8 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from deployments.admission import Admission, Lane, Ticket
 from deployments.affinity import affinity_key
-from deployments.answer_forms import AnswerForm
-from deployments.answers import (
+from deployments.answers.completions import ChatForm, Head, TextForm, begun, whole
+from deployments.answers.derender import DerenderAnswer, parse_derender
+from deployments.answers.openai import (
     ChatChunk,
     ChatCompletion,
     DetokenizeAnswer,
@@ -22,7 +23,14 @@ from deployments.answers import (
     TextCompletion,
     TokenizeAnswer,
 )
+from deployments.answers.tokens import TokenAnswer, TokenChunk, TokenForm
 from deployments.backends import Backend
+from deployments.bodies.chat import ChatBody, RenderChatBody
+from deployments.bodies.completion import CompletionBody
+from deployments.bodies.generate import AbortBody, GenerateBody, RenderTokensBody
+from deployments.bodies.generation import MAX_TOP_LOGPROBS, StreamOptions
+from deployments.bodies.strict import Data, parse
+from deployments.bodies.tokenize import DetokenizeBody, TokenizeChatBody, parse_tokenize
 from deployments.calls import (
     Choice,
     Envelope,
@@ -35,27 +43,12 @@ from deployments.calls import (
     TokenizeCall,
     expected_media_bytes,
 )
-from deployments.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.config import GreenroomConfig
-from deployments.derender import DerenderAnswer, parse_derender
-from deployments.generate_bodies import AbortBody, GenerateBody, RenderTokensBody
 from deployments.generation import merge
+from deployments.http.answer_forms import AnswerForm
+from deployments.http.pieces import Pieces
 from deployments.metrics import metrics
-from deployments.pieces import Pieces
-from deployments.schemas import (
-    MAX_TOP_LOGPROBS,
-    ChatBody,
-    CompletionBody,
-    Data,
-    DetokenizeBody,
-    RenderChatBody,
-    StreamOptions,
-    TokenizeChatBody,
-    parse,
-    parse_tokenize,
-)
 from deployments.tier import GENERATION, Decision, Operation, Tier, Tiers, choose_tier
-from deployments.token_answers import TokenAnswer, TokenChunk, TokenForm
 from renderer.conversation import ChatRequest, CompletionRequest, TokensRequest
 from renderer.errors import ModelNotFoundError, RequestError, UnsupportedFieldError
 from renderer.prompt import RenderedPrompt

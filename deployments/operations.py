@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from deployments.admission import Ticket
-from deployments.answers import (
+from deployments.answers.derender import DerenderAnswer
+from deployments.answers.openai import (
     ChatChunk,
     ChatCompletion,
     DetokenizeAnswer,
@@ -18,18 +19,17 @@ from deployments.answers import (
     TextCompletion,
     TokenizeAnswer,
 )
+from deployments.answers.tokens import TokenAnswer, TokenChunk
 from deployments.backends import TierHandle
+from deployments.bodies.strict import Data
 from deployments.calls import ReplicaReport
-from deployments.control import PauseMode
-from deployments.derender import DerenderAnswer
 from deployments.front import Front
+from deployments.http.routes import http_app
 from deployments.records import Record, application
-from deployments.routes import http_app
-from deployments.schemas import Data
 from deployments.tier import Operation
-from deployments.token_answers import TokenAnswer, TokenChunk
-from deployments.training import Training
-from deployments.weights import WeightsRecord
+from deployments.weights.control import PauseMode
+from deployments.weights.training import Training
+from deployments.weights.wanted import WeightsRecord
 from renderer.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Operations:
     """Base of the ingress deployments.
 
     Bodies are dicts in OpenAI's form (or pydantic objects, or JSON bytes); answers are the dataclasses of
-    `deployments.answers`, and rendered prompts with their tensors as read-only numpy arrays:
+    `deployments.answers.openai`, and rendered prompts with their tensors as read-only numpy arrays:
 
         handle = serve.get_app_handle("greenroom")
         prompt = await handle.render_chat.remote({"messages": [...]})

@@ -17,12 +17,13 @@ import orjson
 from fastapi import FastAPI
 from starlette.types import Message
 
+from deployments.bodies.chat import RenderChatBody
+from deployments.bodies.strict import parse
 from deployments.calls import Envelope, RenderCall
 from deployments.client import user
 from deployments.error_response import add_error_handlers
+from deployments.http.routes import render_routes
 from deployments.rendering import RenderOnly
-from deployments.routes import render_routes
-from deployments.schemas import RenderChatBody, parse
 from renderer.errors import RequestError
 from renderer.warmup import usual_image
 

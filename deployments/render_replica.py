@@ -8,15 +8,15 @@ from ray import serve
 
 from deployments.autoscaling import RENDER_SECONDS
 from deployments.backends import LocalBackend
-from deployments.borrowing import BorrowRule
+from deployments.borrowing.helpers import Helpers
+from deployments.borrowing.render_tier import RenderTier
+from deployments.borrowing.rule import BorrowRule
 from deployments.calls import BorrowCall, ReplicaReport
 from deployments.config import GreenroomConfig, RenderTierConfig
 from deployments.front import Front
-from deployments.helpers import Helpers
 from deployments.operations import Operations
 from deployments.records import Record
 from deployments.rehearsal import rehearse, rehearse_rendering
-from deployments.render_tier import RenderTier
 from deployments.rendering import ItemSources, RenderOnly, warm_renderer
 from renderer.caches import ProcessedItem
 from renderer.errors import ConfigError

@@ -12,6 +12,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from deployments.answers.rendered import ItemCodec, render_answer
+from deployments.answers.texts import derendered
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
     BorrowCall,
@@ -25,12 +27,10 @@ from deployments.calls import (
     TokenizeCall,
     Tokenized,
 )
+from deployments.http.pieces import ArrayPieces, Pieces, as_arrays
 from deployments.metrics import count_items, observe_stages
-from deployments.pieces import ArrayPieces, Pieces, as_arrays
 from deployments.records import Record
-from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
-from deployments.texts import derendered
 from deployments.work import call_seconds, item_seconds
 from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, MediaCache, ProcessedItem

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from deployments.token_answers import TokenAnswer
+from deployments.answers.tokens import TokenAnswer
 from renderer.errors import RequestError
 from renderer.prompt import PromptItem, RenderedPrompt
 

@@ -3,7 +3,8 @@
 import json
 
 from bench.bodies import CASES, Case
-from deployments.schemas import RenderChatBody, parse
+from deployments.bodies.chat import RenderChatBody
+from deployments.bodies.strict import parse
 from renderer.conversation import media_of
 from renderer.image import ImageLimits, read_header
 

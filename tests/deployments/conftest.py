@@ -10,10 +10,10 @@ import pytest
 from deployments.backends import LocalBackend
 from deployments.config import GreenroomConfig
 from deployments.front import Front
+from deployments.http.routes import http_app
 from deployments.operations import Operations
 from deployments.records import Record
 from deployments.rendering import RenderOnly
-from deployments.routes import http_app
 from renderer.renderer import Renderer
 
 

@@ -6,7 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.config import PROJECT, GreenroomConfig, find_model
-from deployments.config_file import SERVE_CONFIG
+from deployments.launch.config_file import SERVE_CONFIG
 
 MODEL = "demo/model"
 

@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
+from deployments.bodies.chat import ChatBody
+from deployments.bodies.strict import parse
 from deployments.calls import Choice, Delta, GenerateCall, ReplicaReport, SamplingRequest
 from deployments.config import EngineTierConfig, GreenroomConfig
 from deployments.engine_replica import EngineReplica
 from deployments.records import Record
 from deployments.rendering import RenderOnly
-from deployments.schemas import ChatBody, parse
 from deployments.tier import Operation, Tiers, choose_tier
 from engine.config import EngineConfig
 from engine.embedded import EmbeddedEngine

@@ -6,9 +6,9 @@ import pytest
 
 from deployments.calls import RenderCall, Reply
 from deployments.config import GreenroomConfig
+from deployments.http.pieces import ArrayPieces
 from deployments.metrics import metrics, silence
 from deployments.operations import Operations
-from deployments.pieces import ArrayPieces
 from deployments.records import Record
 from deployments.rehearsal import rehearse, rehearse_rendering
 from deployments.rendering import RenderOnly

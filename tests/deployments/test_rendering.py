@@ -16,10 +16,10 @@ from PIL import Image
 from deployments.backends import LocalBackend
 from deployments.config import GreenroomConfig
 from deployments.front import Front
+from deployments.http.routes import http_app
 from deployments.operations import Operations
 from deployments.records import Record
 from deployments.rendering import RenderOnly
-from deployments.routes import http_app
 from renderer.fetch import MediaFetcher
 from renderer.fetch_config import FetchConfig
 from renderer.renderer import Renderer

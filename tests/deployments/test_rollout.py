@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.answers import PromptTokensDetails, Usage
+from deployments.answers.openai import PromptTokensDetails, Usage
+from deployments.answers.tokens import TokenAnswer, TokenChoice
+from deployments.bodies.chat import RenderChatBody
+from deployments.bodies.strict import parse
 from deployments.rollout import Rollout
-from deployments.schemas import RenderChatBody, parse
-from deployments.token_answers import TokenAnswer, TokenChoice
 from renderer.errors import RequestError
 from renderer.prompt import RenderedPrompt
 from renderer.renderer import Renderer

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from deployments.answers.rendered import ItemCodec, render_answer
 from deployments.calls import Envelope, RenderCall, SamplingRequest
-from deployments.render_answers import ItemCodec, render_answer
 from engine.protocol import SamplingParams
 from renderer.embed_runs import embed_mask
 from renderer.prompt import RenderedPrompt

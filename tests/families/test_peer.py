@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.answers.rendered import ItemCodec, render_answer
 from deployments.calls import Envelope, RenderCall, SamplingRequest
-from deployments.render_answers import ItemCodec, render_answer
 from deployments.sampling import resolve
 from renderer.conversation import ChatRequest, media_of
 from renderer.errors import RequestError

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from deployments.answers import ChatCompletion
+from deployments.answers.openai import ChatCompletion
 from deployments.client import Client, user
 from renderer.errors import MediaError, UnsupportedFieldError
 from tests.stack.helpers import TOKENS, Application, about, picture

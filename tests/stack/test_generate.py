@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
+from deployments.answers.tokens import TextTokenChoice
 from deployments.client import Client, user
-from deployments.token_answers import TextTokenChoice
 from renderer.errors import CacheMissError, RequestError, UnsupportedFieldError
 from renderer.family import Field
 from renderer.wire import encode_item

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
-from deployments.ray_cluster import look
+from deployments.launch.ray_cluster import look
 from renderer.errors import ConfigError
 from tests.stack.helpers import Application
 

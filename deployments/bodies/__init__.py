@@ -1,0 +1,1 @@
+"""Request bodies: strict, and turned into what the renderer and the engines take."""

@@ -1,0 +1,144 @@
+"""What bodies say about a generation: sampling fields, streams, the form of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from deployments.bodies.strict import Body, TokenId
+from deployments.calls import SamplingRequest
+from deployments.sampling import check
+from renderer.errors import RequestError, SchemaError
+
+MAX_TOP_LOGPROBS = 20
+# Fields that pass as they are.
+_AS_GIVEN = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "n",
+)
+
+
+class SamplingFields(Protocol):
+    """What every body with sampling fields has, beside those that pass as they are."""
+
+    @property
+    def stop(self) -> str | list[str]: ...
+    @property
+    def stop_token_ids(self) -> list[int]: ...
+
+
+def sampling_of(body: SamplingFields, **others: Any) -> SamplingRequest:
+    """The sampling fields of a body, with others that each kind of body spells in its own way.
+
+    Raises:
+        RequestError: A value that no model could be asked for; names the field.
+    """
+    sampling = SamplingRequest(
+        **{name: getattr(body, name) for name in _AS_GIVEN},
+        stop=stop_strings(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids),
+        **others,
+    )
+    check(sampling)
+    return sampling
+
+
+def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+    @property
+    def asks(self) -> bool:
+        return self.include_usage or self.continuous_usage_stats
+
+
+class JsonSchema(BaseModel):
+    """`strict` and the names have no meaning here: a schema is always followed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    value: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What the output must look like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def structured(self) -> dict[str, Any] | None:
+        """A JSON schema, `{}` for any object, None for free text.
+
+        Raises:
+            SchemaError: `json_schema` is asked for and missing.
+        """
+        if self.type == "json_object":
+            return {}
+        if self.type == "text":
+            return None
+        if self.json_schema is None:
+            raise SchemaError("response_format needs json_schema", "body.response_format.json_schema")
+        return self.json_schema.value
+
+
+class GenerationBody(Body):
+    """What chat and completion bodies have in common."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    n: int = 1
+    stop: str | Annotated[list[str], Field(max_length=4)] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] = Field(default_factory=list)
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    response_format: ResponseFormat | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    truncation_side: Literal["left", "right"] | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+    request_id: str | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_belong_to_streams(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream", "stream_options")
+        return self
+
+    def structured(self) -> dict[str, Any] | None:
+        """See `ResponseFormat.structured`."""
+        return None if self.response_format is None else self.response_format.structured()
