@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ray.exceptions import RayActorError
 
+from deployments.answers.pieces import Pieces, as_views
 from deployments.autoscaling import ENGINE_SEQUENCES, RENDER_SECONDS, SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
     DerenderCall,
@@ -26,7 +27,6 @@ from deployments.calls import (
 )
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
-from deployments.http.pieces import Pieces, as_views
 from deployments.running import answers_of_all, obeyed_by_all, running_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds

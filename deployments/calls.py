@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Self, TypeVar
 
-from deployments.http.answer_forms import AnswerForm
+from deployments.answers.forms import AnswerForm
 from engine.protocol import EngineStats, TokenLogprobs
 from renderer.caches import CacheStats
 from renderer.conversation import (

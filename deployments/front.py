@@ -14,6 +14,7 @@ from deployments.admission import Admission, Lane, Ticket
 from deployments.affinity import affinity_key
 from deployments.answers.completions import ChatForm, Head, TextForm, begun, whole
 from deployments.answers.derender import DerenderAnswer, parse_derender
+from deployments.answers.forms import AnswerForm
 from deployments.answers.openai import (
     ChatChunk,
     ChatCompletion,
@@ -23,6 +24,7 @@ from deployments.answers.openai import (
     TextCompletion,
     TokenizeAnswer,
 )
+from deployments.answers.pieces import Pieces
 from deployments.answers.tokens import TokenAnswer, TokenChunk, TokenForm
 from deployments.backends import Backend
 from deployments.bodies.chat import ChatBody, RenderChatBody
@@ -45,8 +47,6 @@ from deployments.calls import (
 )
 from deployments.config import GreenroomConfig
 from deployments.generation import merge
-from deployments.http.answer_forms import AnswerForm
-from deployments.http.pieces import Pieces
 from deployments.metrics import metrics
 from deployments.tier import GENERATION, Decision, Operation, Tier, Tiers, choose_tier
 from renderer.conversation import ChatRequest, CompletionRequest, TokensRequest

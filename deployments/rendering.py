@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from deployments.answers.pieces import ArrayPieces, Pieces, as_arrays
 from deployments.answers.rendered import ItemCodec, render_answer
 from deployments.answers.texts import derendered
 from deployments.autoscaling import SECONDS_PER_REQUEST, Gauge
@@ -27,7 +28,6 @@ from deployments.calls import (
     TokenizeCall,
     Tokenized,
 )
-from deployments.http.pieces import ArrayPieces, Pieces, as_arrays
 from deployments.metrics import count_items, observe_stages
 from deployments.records import Record
 from deployments.sampling import resolve

@@ -13,9 +13,9 @@ import msgpack
 import orjson
 import pybase64
 
+from deployments.answers.forms import AnswerForm
+from deployments.answers.pieces import Piece, coalesced
 from deployments.calls import Envelope, RenderCall, SamplingRequest
-from deployments.http.answer_forms import AnswerForm
-from deployments.http.pieces import Piece, coalesced
 from engine.protocol import SamplingParams
 from renderer.base64_parts import base64_parts
 from renderer.conversation import CompletionRequest, TokensRequest

@@ -1,1 +1,1 @@
-"""The HTTP border: what every request passes, the routes, the forms of large answers."""
+"""The HTTP border: what every request passes, and the routes."""

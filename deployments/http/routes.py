@@ -14,12 +14,12 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.admission import Ticket
+from deployments.answers.forms import MEDIA_TYPES, AnswerForm, answer_form
+from deployments.answers.pieces import Pieces, PiecesResponse
 from deployments.calls import ReplicaReport, Reply, Served
 from deployments.error_response import add_error_handlers, error_event
-from deployments.http.answer_forms import MEDIA_TYPES, AnswerForm, answer_form
 from deployments.http.auth import KeyRing
 from deployments.http.edge import Edge
-from deployments.http.pieces import Pieces, PiecesResponse
 from deployments.metrics import metrics
 from deployments.tier import Operation, Tier
 from renderer.errors import SchemaError

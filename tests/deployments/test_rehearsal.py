@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from deployments.answers.pieces import ArrayPieces
 from deployments.calls import RenderCall, Reply
 from deployments.config import GreenroomConfig
-from deployments.http.pieces import ArrayPieces
 from deployments.metrics import metrics, silence
 from deployments.operations import Operations
 from deployments.records import Record

@@ -1,6 +1,6 @@
 import pytest
 
-from deployments.http.answer_forms import AnswerForm, answer_form
+from deployments.answers.forms import AnswerForm, answer_form
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from deployments.http.pieces import COPIED, SMALL, Piece, PiecesResponse, as_arrays, as_views, coalesced
+from deployments.answers.pieces import COPIED, SMALL, Piece, PiecesResponse, as_arrays, as_views, coalesced
 
 LARGE = bytes(range(256)) * (2 * COPIED // 256 + 1)
 
