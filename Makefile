@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench-engine bench-render bench-serve bench-scaling bench-replicas test test-cuda test-faults test-fuzz test-peer test-vllm soak goldens check format serve serve-fast check-config lock clean
+.PHONY: help setup demo bench-engine bench-render bench-serve bench-scaling bench-replicas bench-tokens test test-cuda test-faults test-fuzz test-peer test-vllm soak goldens check format serve serve-fast check-config lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench-scaling: $(STAMP)  ## Rendering over cores, in process: threads of one ren
 
 bench-replicas: $(STAMP)  ## Rendering over render replicas, on a cluster of this machine's cores (ARGS='--counts 1,2,4,8')
 	$(BIN)/python -m bench.replicas $(ARGS)
+
+bench-tokens: $(STAMP)  ## The time between tokens at a client, while other requests are rendered, for each way to borrow
+	$(BIN)/python -m bench.tokens $(ARGS)
 
 bench-engine: $(STAMP)  ## The embedded engine against model.generate (ARGS='--size 3b' on a GPU)
 	$(BIN)/python -m bench.engine $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -25,16 +25,18 @@ class Case:
         sizes: Of its images.
         again: Whether every request has the same images; else each has its own.
         tensors: Whether their tensors are asked for.
+        more: Other fields of the body.
     """
 
     name: str
     sizes: tuple[tuple[int, int], ...] = ()
     again: bool = False
     tensors: bool = True
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def bodies(self) -> Bodies:
         pictures = [photograph(*size, seed=seed) for seed, size in enumerate(self.sizes)]
-        return Bodies(pictures, self.again, self.tensors)
+        return Bodies(pictures, self.again, self.tensors, self.more)
 
 
 FOUR = ((1280, 720),) * 4
@@ -51,14 +53,17 @@ CASES = (
 class Bodies:
     """JSON bodies of a chat request, made by joining what never changes and a tail for each image. Thread-safe."""
 
-    def __init__(self, pictures: Sequence[bytes], again: bool, tensors: bool) -> None:
+    def __init__(
+        self, pictures: Sequence[bytes], again: bool, tensors: bool, more: Mapping[str, Any] | None = None
+    ) -> None:
         self._again = again
         self._numbers = count()
         marks = [f"<image {number}>" for number in range(len(pictures))]
         images = [{"type": "image_url", "image_url": {"url": mark}} for mark in marks]
-        body = {"messages": [{"role": "user", "content": [*images, {"type": "text", "text": TEXT}]}]}
+        content = [*images, {"type": "text", "text": TEXT}]
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": content}], **(more or {})}
         if not tensors:
-            body["mm_payload"] = "none"  # type: ignore[assignment]
+            body["mm_payload"] = "none"
         rest = json.dumps(body)
         self._pieces: list[bytes] = []
         for mark, picture in zip(marks, pictures, strict=True):

@@ -43,9 +43,9 @@ class Sample:
 class Client:
     """One connection, kept alive."""
 
-    def __init__(self, url: str, accept: str) -> None:
+    def __init__(self, url: str, accept: str, path: str = PATH) -> None:
         parts = urlsplit(url)
-        self._path = parts.path + PATH
+        self._path = parts.path + path
         self._headers = {"Content-Type": "application/json", "Accept": accept}
         self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
 
@@ -67,7 +67,14 @@ class Client:
 
 
 def run(
-    url: str, pid: int, bodies: Callable[[], bytes], concurrency: int, seconds: float, accept: str, least: int = 3
+    url: str,
+    pid: int,
+    bodies: Callable[[], bytes],
+    concurrency: int,
+    seconds: float,
+    accept: str,
+    least: int = 3,
+    path: str = PATH,
 ) -> Sample:
     """Load a server for about so many seconds, and with `least` requests of each client.
 
@@ -79,7 +86,7 @@ def run(
     begun = time.perf_counter()
 
     def client() -> None:
-        one = Client(url, accept)
+        one = Client(url, accept, path)
         for number in range(1 << 30):
             if number >= least and time.perf_counter() - begun > seconds:
                 break

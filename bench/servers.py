@@ -94,15 +94,20 @@ class Greenroom(Server):
         renders: Render replicas of each application.
         engine: Whether the application with a router has an engine replica, too.
         media_threads: Of each render replica.
+        borrow: Whether the engine replica borrows: `never`, `always`, `auto`.
     """
 
-    def __init__(self, model: Path, renders: int = 1, engine: bool = False, media_threads: int = 2) -> None:
+    def __init__(
+        self, model: Path, renders: int = 1, engine: bool = False, media_threads: int = 2, borrow: str = "auto"
+    ) -> None:
         self._model = model
         port = free_port()
         command = [sys.executable, "-m", "deployments.launch", "--ingress", "haproxy"]
         super().__init__(command, {}, f"http://127.0.0.1:{port}", ("/health", "/direct/health"))
         config = self._folder / "config.yaml"
-        config.write_text(yaml.safe_dump(serve_config(model, port, renders, engine, media_threads)))
+        config.write_text(
+            yaml.safe_dump(serve_config(model, port, renders, {"borrow": borrow} if engine else None, media_threads))
+        )
         self._command += ["--config", str(config)]
         self._environment |= high_throughput(self._folder)
 
@@ -140,10 +145,12 @@ class Peer(Server):
         super().__init__([*command, *cache], {"VLLM_NO_USAGE_STATS": "1"}, f"http://127.0.0.1:{port}", ("/health",))
 
 
-def serve_config(model: Path, port: int, renders: int, engine: bool, media_threads: int) -> dict[str, Any]:
+def serve_config(
+    model: Path, port: int, renders: int, engine: dict[str, Any] | None, media_threads: int
+) -> dict[str, Any]:
     """A Serve config file. Nothing scales: what is measured stays what it is."""
     renderer = {"processor_cache_bytes": CACHE_BYTES, "media_threads": media_threads}
-    tiers = {"model": str(model), "render": {"renderer": renderer}, "engine": {} if engine else None}
+    tiers = {"model": str(model), "render": {"renderer": renderer}, "engine": engine}
 
     def fixed(name: str, replicas: int) -> dict[str, Any]:
         return {
