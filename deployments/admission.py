@@ -88,7 +88,7 @@ class Ticket:
             self.release()
 
     def __del__(self) -> None:
-        # A stream that nobody has begun to read never reaches its own `finally`.
+        # An answer that nobody begins to send never reaches the end of its `with`.
         self.release()
 
 

@@ -28,6 +28,9 @@ from deployments.affinity import EVEN, Load, LoadBound, place, rank
 PROBE_PERIOD_S = 0.25
 # Doublings of Serve's deadline for the answer, 0.1 s: nobody waits for these answers.
 PROBE_PATIENCE = 4
+# For how long a replica that could not be reached is passed over.
+SHUN_S = 1.0
+FULL = Load(1, 1)
 
 
 class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
@@ -51,6 +54,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         self._bound = LoadBound(factor, idle, busy)
         self._under_way: Counter[ReplicaID] = Counter()
         self._probed_at: dict[ReplicaID, float] = {}
+        self._shunned_until: dict[ReplicaID, float] = {}
         self._probes: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._placed = metrics.Counter(
@@ -99,6 +103,8 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         return by_name[chosen]
 
     def _load(self, replica: RunningReplica) -> Load:
+        if self._shunned_until.get(replica.replica_id, 0.0) > time.monotonic():
+            return FULL
         told = self.replica_queue_len_cache.get(replica.replica_id) or 0
         return Load(
             max(self._under_way[replica.replica_id], told), max(1, replica.max_ongoing_requests - self._reserved)
@@ -126,10 +132,17 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped
         await self._probe_queue_lens(replicas, PROBE_PATIENCE)
         self._room.set()
 
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        """A call could not be sent there. Others take its calls for a moment, in which it comes back or is found dead:
+        without a known queue it would look idle, and be tried again and again."""
+        super().on_replica_actor_unavailable(replica_id)
+        self._shunned_until[replica_id] = time.monotonic() + SHUN_S
+
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
         present = {replica.replica_id for replica in replicas}
         self._probed_at = {name: at for name, at in self._probed_at.items() if name in present}
+        self._shunned_until = {name: until for name, until in self._shunned_until.items() if name in present}
         self._room.set()
 
     def on_send_request(self, replica_id: ReplicaID) -> None:

@@ -261,7 +261,9 @@ class EngineReplica(RenderOnly):
             except CacheMissError:
                 if rendering == MAX_RENDERINGS:
                     raise
-                prompt = await self._render(call)
+            finally:
+                _release(prompt)  # also where it was never submitted
+            prompt = await self._render(call)
 
     def _generate(
         self, prompt: RenderedPrompt, params: SamplingParams, request_id: str, prior: tuple[int, ...]

@@ -106,6 +106,8 @@ class Front:
             return self._admission.admit(Lane.GENERATION, media_bytes=body_bytes)
         both = self.config.router.overflow and self._tiers.render and self._tiers.engine is not None
         lanes = (Lane.RENDER, Lane.OVERFLOW) if both else (Lane.RENDER,)
+        if both and self.backend.running(Tier.RENDER) == 0:  # what waits for a tier of none is what makes it start
+            lanes = (Lane.OVERFLOW, Lane.RENDER)
         ticket = self._admission.admit(*lanes, media_bytes=body_bytes)
         if ticket.lane is Lane.OVERFLOW:
             metrics().overflow.inc()
@@ -264,8 +266,7 @@ class Front:
         """A lane's limit is one replica's times those that run; a tier that is only starting is given work to wait."""
         limits, engines = self.config.router.admission, self.backend.running(Tier.ENGINE)
         renders = self.backend.running(Tier.RENDER) if self._tiers.render else engines
-        waiting = 0 if self.config.router.overflow and engines else 1
-        self._admission.set_limit(Lane.RENDER, limits.render.limit(1 if renders is None else max(renders, waiting)))
+        self._admission.set_limit(Lane.RENDER, limits.render.limit(1 if renders is None else max(renders, 1)))
         self._admission.set_limit(Lane.GENERATION, limits.generation.limit(max(engines or 0, 1)))
         self._admission.set_limit(Lane.OVERFLOW, limits.overflow.limit(engines or 0))
 

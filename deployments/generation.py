@@ -134,7 +134,7 @@ async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
             async for item in items:
                 yield item
         return
-    queue: asyncio.Queue[tuple[T] | Exception | None] = asyncio.Queue(maxsize=len(streams))
+    queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue(maxsize=len(streams))
     tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
     try:
         open_streams = len(tasks)
@@ -144,7 +144,7 @@ async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
                     open_streams -= 1
                 case (item,):
                     yield item
-                case Exception() as error:
+                case BaseException() as error:
                     raise error
     finally:
         for task in tasks:
@@ -152,12 +152,18 @@ async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(stream: AsyncGenerator[T], queue: asyncio.Queue[tuple[T] | Exception | None]) -> None:
-    """Put a stream's items into the queue, wrapped so that they are told from its end and its error."""
+async def _pump(stream: AsyncGenerator[T], queue: asyncio.Queue[tuple[T] | BaseException | None]) -> None:
+    """Put a stream's items into the queue, wrapped so that they are told from its end and its error.
+
+    A handle raises a cancellation, too, where the call that it made was cancelled and this task is not.
+    """
     try:
         async with aclosing(stream) as items:
             async for item in items:
                 await queue.put((item,))
         await queue.put(None)
-    except Exception as error:
+    except BaseException as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
         await queue.put(error)

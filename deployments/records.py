@@ -82,8 +82,10 @@ class Record:
     @contextmanager
     def _first_request(self) -> Iterator[None]:
         self._first_request_at, begun = time.time(), time.perf_counter()
-        yield
-        self._first_request_s = time.perf_counter() - begun
+        try:
+            yield
+        finally:
+            self._first_request_s = time.perf_counter() - begun
 
     def tell(self, report: Callable[[], Awaitable[ReplicaReport]]) -> None:
         """Make metrics of the replica's totals and levels from now on."""

@@ -61,7 +61,7 @@ class MultiModalProcessor:
         self._limits = limits
         self._max_uuid_length = max_uuid_length
         self._names = _Names(_MAX_NAMES)
-        self._under_way: dict[str, _Job] = {}
+        self._under_way: dict[tuple[str, bool], _Job] = {}
         self._lock = threading.Lock()
 
     def lease(self) -> Lease | None:
@@ -97,11 +97,13 @@ class MultiModalProcessor:
             self._leave([job for job in found.values() if isinstance(job, _Job)])
 
     def submit(self, item: MediaItem, family: Family) -> Future[ProcessedItem]:
-        """Begin what `apply` does for one item, with a cache that has no pins, and return at once.
+        """Begin what `apply` does for one item, with a cache that has no pins and in this process' own threads, and
+        return at once.
 
+        It joins no work that `apply` has under way: that may be on another replica, and wait for this very call.
         Cancelling the future ends the wait for the item, and the work on it where nobody else waits.
         """
-        found, mine = self._find(item, family, None, 1), Future[ProcessedItem]()
+        found, mine = self._find(item, family, None, 1, here=True), Future[ProcessedItem]()
         if isinstance(found, ProcessedItem):
             mine.set_result(found)
             return mine
@@ -124,8 +126,7 @@ class MultiModalProcessor:
     def waiting(self, item: MediaItem) -> int:
         """How many requests wait for the work on an item."""
         with self._lock:
-            job = self._under_way.get(item.cache_key)
-            return 0 if job is None else job.waiters
+            return sum(job.waiters for (key, _), job in self._under_way.items() if key == item.cache_key)
 
     def clear_names(self) -> None:
         """Forget which uuid stands for which content."""
@@ -146,26 +147,28 @@ class MultiModalProcessor:
         cache_key, size = known
         return MediaItem(index, None, None, size, hashing.uuid_hash(self._model, part.uuid, options), cache_key)
 
-    def _find(self, item: MediaItem, family: Family, lease: Lease | None, of: int) -> ProcessedItem | _Job:
+    def _find(
+        self, item: MediaItem, family: Family, lease: Lease | None, of: int, here: bool = False
+    ) -> ProcessedItem | _Job:
         """The cached item, or the work on it, which this request waits for from now on."""
         with self._lock:
             held = None if self.cache is None else self.cache.look_up(item.cache_key, lease)
             if held is not None:
                 return held
-            job = self._under_way.get(item.cache_key)
+            job = self._under_way.get((item.cache_key, here))
             if job is not None:
                 job.waiters += 1
                 return job
             if item.data is None:
                 raise _missing(item.index)
-            job = self._under_way[item.cache_key] = _Job(item.cache_key)
+            job = self._under_way[item.cache_key, here] = _Job(item.cache_key, here)
         self._begin(job, item, family, of)
         return job
 
     def _begin(self, job: _Job, item: MediaItem, family: Family, of: int) -> None:
         try:
             local = partial(self._pool.submit, self.process, item, family, first=self._first)
-            job.work = self._source.compute(item, of, local)
+            job.work = local() if job.here else self._source.compute(item, of, local)
         except BaseException as error:
             self._end(job, error)
             raise
@@ -184,8 +187,7 @@ class MultiModalProcessor:
 
     def _end(self, job: _Job, outcome: ProcessedItem | BaseException) -> None:
         with self._lock:
-            if self._under_way.get(job.key) is job:
-                del self._under_way[job.key]
+            self._forget(job)
         if isinstance(outcome, BaseException):
             job.item.set_exception(outcome)
         else:
@@ -198,21 +200,26 @@ class MultiModalProcessor:
                 job.waiters -= 1
             left = [job for job in jobs if job.waiters == 0 and not job.item.done()]
             for job in left:
-                if self._under_way.get(job.key) is job:
-                    del self._under_way[job.key]
+                self._forget(job)
         for job in left:
             if job.work is not None:
                 job.work.cancel()
+
+    def _forget(self, job: _Job) -> None:
+        if self._under_way.get((job.key, job.here)) is job:
+            del self._under_way[job.key, job.here]
 
 
 class _Job:
     """The work on one item, for all requests that wait for it.
 
-    `item` is there once the cache has it; `work`, which may be cancelled, is what computes it.
+    `item` is there once the cache has it; `work`, which may be cancelled, is what computes it; `here` says that it is
+    this process' own threads.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, here: bool) -> None:
         self.key = key
+        self.here = here
         self.waiters = 1
         self.item: Future[ProcessedItem] = Future()
         self.work: Future[ProcessedItem] | None = None

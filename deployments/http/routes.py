@@ -25,6 +25,8 @@ from deployments.tier import Operation, Tier
 from renderer.errors import SchemaError
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from deployments.operations import Operations
 
 JSON = "application/json"
@@ -74,7 +76,9 @@ class Routes:
             async def take(request: Request) -> Response:
                 with self._operations.taken(operation, _length(request)) as ticket:
                     timer, form = Timer(), answer_form(request.headers.get("accept"))
-                    return await answer(Taken(await _body(request), ticket, timer, _id(request), form))
+                    body = await _body(request, ticket)
+                    response = await answer(Taken(body, ticket, timer, _id(request), form))
+                    return TicketedResponse(response, ticket.pass_on())
 
             self.router.add_api_route(path, take, methods=["POST"], name=answer.__name__)
             return answer
@@ -203,17 +207,38 @@ class Timer:
         return {**_headers(served), "Server-Timing": timing}
 
 
-async def _body(request: Request) -> bytes:
-    """The body of a JSON request.
+class TicketedResponse(Response):
+    """A response that keeps its request's place until its last byte is sent, or its client has left."""
+
+    def __init__(self, response: Response, ticket: Ticket) -> None:
+        self.status_code = response.status_code
+        self.background = response.background
+        self._response = response
+        self._ticket = ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._ticket:
+            await self._response(scope, receive, send)
+
+
+async def _body(request: Request, ticket: Ticket | None = None) -> bytes:
+    """The body of a JSON request; what was not announced counts from when it is there.
 
     Raises:
         BodyTooLargeError: See `edge.Edge`.
+        OverloadedError: The body grows beyond what may be under way.
         SchemaError: It is not JSON by its content type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         raise SchemaError(f"the content type must be {JSON}")
-    return await request.body()
+    if ticket is None or "content-length" in request.headers:
+        return await request.body()
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        ticket.resize(len(body))
+    return bytes(body)
 
 
 def _length(request: Request) -> int:
@@ -240,17 +265,16 @@ def _bytes(reply: Reply[Pieces], taken: Taken) -> Response:
 
 
 def _stream(reply: Reply[AsyncGenerator[Any]], taken: Taken) -> Response:
-    events = _events(reply.value, taken.ticket.pass_on())
+    events = _events(reply.value)
     return StreamingResponse(events, headers=taken.timer.headers(reply.served), media_type=EVENTS)
 
 
-async def _events(chunks: AsyncGenerator[Any], ticket: Ticket) -> AsyncGenerator[bytes]:
+async def _events(chunks: AsyncGenerator[Any]) -> AsyncGenerator[bytes]:
     """Server-sent events; an error ends them, as the last event before the end."""
     try:
-        with ticket:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
     except asyncio.CancelledError:
         raise
     except Exception as error:

@@ -205,6 +205,17 @@ async def test_a_caller_that_was_sent_away_reaches_the_next_in_rank(toys: Toys) 
     assert [await toys.ask("key", first) for first in range(REPLICAS)] == rank("key", await toys.pids())
 
 
+async def test_a_favourite_that_cannot_be_reached_is_passed_over_for_a_moment(toys: Toys) -> None:
+    favourite = await toys.ask("unreachable")
+    router = toys.handle._router._asyncio_router.request_router
+    (replica_id,) = (each for each in router.curr_replicas if each.unique_id == favourite)
+    router.on_replica_actor_unavailable(replica_id)
+    assert await toys.ask("unreachable") == await toys.ask("unreachable", 1) != favourite
+    async with asyncio.timeout(DEADLINE_S):
+        while await toys.ask("unreachable") != favourite:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
 async def test_later_turns_of_200_conversations_hit_at_moderate_load(toys: Toys) -> None:
     keys = [f"conversation {number}" for number in range(200)]
     before = await toys.ask_all(keys, width=4)

@@ -338,11 +338,27 @@ def test_one_item_can_be_asked_for_without_waiting(pool: WarmPool, family: Watch
 
 
 def test_an_item_that_was_asked_for_alone_is_given_up_with_its_future(pool: WarmPool, family: Watched) -> None:
-    source = Elsewhere()
-    own = MultiModalProcessor("model", None, pool, LIMITS, 64, source)
+    own = processor(pool)
+    family.go.clear()
+    blocking = [pool.submit(family.go.wait) for _ in range(pool.size)]
     (item,) = identified(own, image_part())
     assert own.submit(item, family).cancel()
-    assert source.given[0].cancelled()
-    failing = own.submit(item, family)
-    source.given[1].set_exception(MediaError("it is corrupt", 0))
-    assert isinstance(failing.exception(DEADLINE_S), MediaError)
+    family.go.set()
+    assert all(done.result(DEADLINE_S) for done in blocking)
+    assert sum(family.processed.values()) == 0
+    (broken,) = identified(own, ImagePart(data=photo()[:-400]))
+    assert isinstance(own.submit(broken, family).exception(DEADLINE_S), MediaError)
+
+
+def test_an_item_asked_for_alone_waits_for_no_work_that_is_elsewhere(pool: WarmPool, family: Watched) -> None:
+    """The one who asks may be the very replica that the work went to, or wait for its answer."""
+    source = Elsewhere()
+    own, requests = MultiModalProcessor("model", None, pool, LIMITS, 64, source), WarmPool(1, "render")
+    (item,) = identified(own, image_part())
+    waiting = requests.submit(own.apply, (item,), family, None)
+    wait_until(lambda: len(source.given) == 1, DEADLINE_S, "the item has gone elsewhere")
+    processed = own.submit(item, family).result(DEADLINE_S)
+    assert not waiting.done()
+    source.given[0].set_result(processed)
+    assert waiting.result(DEADLINE_S) == (processed,)
+    requests.close()

@@ -132,6 +132,7 @@ def test_a_request_of_many_items_is_shared_by_the_tier_and_equals_the_one_render
         assert theirs.tensors is not None
         assert all(np.array_equal(ours.tensors[name], theirs.tensors[name]) for name in theirs.tensors)
     assert (lending(app) - before).total() > 0
+    assert [items(each)["returned"] for each in app.tiers()["render"]] == [0] * REPLICAS, "none waited for itself"
     few = lending(app)
     app.call("render_chat", {"messages": about(*map(picture, range(30, 30 + FAN_OUT - 1)))})
     assert lending(app) == few, "a request of few items stays where it is"

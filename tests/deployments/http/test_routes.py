@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -11,15 +12,18 @@ import msgpack
 import numpy as np
 import pybase64
 import pytest
+from fastapi import FastAPI
 
+from deployments.admission import Lane
 from deployments.backends import LocalBackend
 from deployments.calls import Delta, Event, GenerateCall, Served, Started
-from deployments.config import GreenroomConfig
+from deployments.config import GreenroomConfig, LaneConfig
 from deployments.front import Front
 from deployments.http.routes import http_app
 from deployments.operations import Operations
 from deployments.records import Record
 from deployments.rendering import RenderOnly
+from deployments.tier import Operation
 from renderer.errors import EngineError, RequestError
 from renderer.renderer import Renderer
 from renderer.wire import WireLimits, decode_base64
@@ -244,3 +248,78 @@ async def test_messagepack_is_the_same_answer_with_bytes_in_the_place_of_base64(
 async def test_errors_are_json_whatever_is_accepted(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/chat/completions/render", json={}, headers={"Accept": "application/x-msgpack"})
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
+
+
+def requests_under_way(front: Front, lane: Lane) -> int:
+    return int(front.under_way()[f"{lane}_requests"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "lane"),
+    [
+        ("/v1/chat/completions/render", {"messages": about(picture(0))}, Lane.RENDER),
+        ("/tokenize", HELLO, Lane.RENDER),
+        ("/v1/chat/completions", {**HELLO, "stream": True}, Lane.GENERATION),
+    ],
+)
+async def test_a_request_keeps_its_place_until_its_answer_is_sent_or_its_client_has_left(
+    backend: Scripted, path: str, body: dict[str, Any], lane: Lane
+) -> None:
+    front = Front(CONFIG, backend)
+    app = http_app(Operations(front, Record("router")))
+    backend.script = (STARTED, Delta(0, "Hi", (1,), finish_reason="stop"))
+    content = json.dumps(body).encode()
+    for leaves in (False, True):
+        sending, go_on = asyncio.Event(), asyncio.Event()
+        asking = asyncio.create_task(asked(app, path, content, sending, go_on))
+        await asyncio.wait_for(sending.wait(), 30)
+        assert requests_under_way(front, lane) == 1
+        if leaves:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        else:
+            go_on.set()
+            await asking
+        assert requests_under_way(front, lane) == 0
+
+
+async def asked(app: FastAPI, path: str, content: bytes, sending: asyncio.Event, go_on: asyncio.Event) -> None:
+    """A client that takes nothing of the answer but its head before it is told to."""
+    messages = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sending.set()
+            await go_on.wait()
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "root_path": "", "query_string": b"", "headers": headers}
+    await app({**scope, "http_version": "1.1", "scheme": "http", "extensions": {}}, receive, send)
+
+
+async def test_a_body_that_nobody_announced_counts_while_it_is_read(backend: Scripted) -> None:
+    router = CONFIG.router.model_copy(
+        update={"admission": CONFIG.router.admission.model_copy(update={"render": LaneConfig(media_bytes=50_000)})}
+    )
+    front = Front(CONFIG.model_copy(update={"router": router}), backend)
+    app = http_app(Operations(front, Record("router")))
+
+    async def chunks(count: int) -> AsyncGenerator[bytes]:
+        for _ in range(count):
+            yield b" " * 10_000
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://greenroom") as client:
+        headers = {"Content-Type": "application/json"}
+        with front.admit(Operation.TOKENIZE, 20_000):
+            response = await client.post("/tokenize", content=chunks(9), headers=headers)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            assert front.under_way()["render_media_bytes"] == 20_000
+            response = await client.post("/tokenize", content=chunks(2), headers=headers)
+            assert response.status_code == 400, "it is blank"
