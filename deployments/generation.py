@@ -78,7 +78,8 @@ class ChoiceText:
 
     def _shown(self, output: EngineOutput) -> tuple[int, ...]:
         """The tokens that become text; an end-of-sequence or stop token only on request."""
-        ended = output.finish_reason == "stop" and not self._sampling.include_stop_str_in_output
+        shown = self._sampling.include_stop_str_in_output or output.last_is_text
+        ended = output.finish_reason == "stop" and not shown
         return output.token_ids[:-1] if ended else output.token_ids
 
     def _detokenize(self, token_ids: tuple[int, ...]) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.messages import Abort, Call, FromCore, Outputs, Ready, Reply, StartFailed, Submit, ToCore
@@ -21,7 +22,7 @@ from engine.process import CoreProcess
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from engine.stream import Stream
 from renderer.caches import SenderCache
-from renderer.errors import EngineDeadError, EngineStartingError, GreenroomError
+from renderer.errors import EngineDeadError, EngineStartingError, GreenroomError, RequestError
 from renderer.prompt import RenderedPrompt
 
 logger = logging.getLogger("greenroom.engine")
@@ -133,15 +134,14 @@ class EmbeddedEngine:
         self, prompt: RenderedPrompt, params: SamplingParams, request_id: str, prior_output_ids: Sequence[int]
     ) -> tuple[int, Stream]:
         """Commit the items and send the request, in one step."""
-        token_ids = np.array(prompt.token_ids, dtype=np.int32)
-        prior = np.array(prior_output_ids, dtype=np.int32)
+        token_ids, prior = _ids(prompt.token_ids), _ids(prior_output_ids)
         ranges = tuple(item.range for item in prompt.items)
         with self._order:
             self._check_serving()
             submission = self.sender_cache.commit(prompt.items)
             key = next(self._keys)
-            self._tell(Submit(key, token_ids, ranges, submission, params, prior, prompt.cache_salt))
             stream = self._streams[key] = Stream(request_id, asyncio.get_running_loop())
+            self._tell(Submit(key, token_ids, ranges, submission, params, prior, prompt.cache_salt))
         return key, stream
 
     def _forget(self, key: int, stream: Stream) -> None:
@@ -263,3 +263,15 @@ class EmbeddedEngine:
 def _push_all(batch: Sequence[tuple[Stream, EngineOutput | GreenroomError]]) -> None:
     for stream, output in batch:
         stream.push(output)
+
+
+def _ids(token_ids: Sequence[int]) -> NDArray[np.int32]:
+    """int32 [tokens].
+
+    Raises:
+        RequestError: One is too large for any vocabulary; the core checks against its own.
+    """
+    try:
+        return np.array(token_ids, dtype=np.int32)
+    except OverflowError as error:
+        raise RequestError("a token of the prompt is outside the vocabulary", "prompt") from error

@@ -66,6 +66,8 @@ class EngineOutput:
         stop_reason: The stop token that ended it, None for the model's own end of sequence.
         num_cached_tokens: Prompt tokens that the prefix cache served; the same in every output of a request.
         logprobs: One entry a new token, where asked for.
+        last_is_text: Whether the last token belongs to the text although the reason is `stop`: a grammar ended with it,
+            which no end-of-sequence token follows.
     """
 
     token_ids: tuple[int, ...]
@@ -73,6 +75,7 @@ class EngineOutput:
     stop_reason: int | None = None
     num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
+    last_is_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,4 +50,5 @@ def _join(first: EngineOutput, second: EngineOutput) -> EngineOutput:
         second.stop_reason,
         second.num_cached_tokens,
         first.logprobs + second.logprobs,
+        second.last_is_text,
     )

@@ -263,7 +263,8 @@ class Worker:
         self._count(output_tokens=1)
         reason, stop = self._finish_reason(request)
         reported = () if logprobs is None else (logprobs,)
-        self._outputs.append((request.key, EngineOutput((token,), reason, stop, request.cached, reported)))
+        text = reason == "stop" and stop is None and token not in self.model.eos_ids
+        self._outputs.append((request.key, EngineOutput((token,), reason, stop, request.cached, reported, text)))
         if reason is not None:
             self._end(request)
 

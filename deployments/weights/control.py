@@ -23,7 +23,7 @@ class Control:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._calls: list[GenerateCall] = []
+        self._calls: dict[object, GenerateCall] = {}
         self._aborted: set[str] = set()
         self._submitted: Counter[str] = Counter()
         self._paused = False
@@ -36,11 +36,12 @@ class Control:
     @contextmanager
     def under_way(self, call: GenerateCall) -> Iterator[None]:
         """Around everything that is done for a call: it can be aborted by its client's id meanwhile."""
-        self._calls.append(call)
+        place = object()  # calls that are equal are not the same, and compare by their tensors
+        self._calls[place] = call
         try:
             yield
         finally:
-            self._calls.remove(call)
+            del self._calls[place]
             self._aborted.discard(call.request_id)
 
     async def run(
@@ -68,7 +69,7 @@ class Control:
     async def abort(self, request_ids: Sequence[str]) -> None:
         """End the requests of these ids, as clients gave them or as answers show them; others are ignored."""
         named = {*request_ids, *map(bare_id, request_ids)}
-        found = [call for call in self._calls if call.client_id in named]
+        found = [call for call in self._calls.values() if call.client_id in named]
         self._aborted |= {call.request_id for call in found}
         await self._notify()
         await self._abort([engine_id(call, choice.index) for call in found for choice in call.choices])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ async def stream(outputs: Sequence[EngineOutput]) -> AsyncGenerator[EngineOutput
 
 async def collected(outputs: Sequence[EngineOutput], text: ChoiceText, every: int = 1) -> list[Delta]:
     return [delta async for delta in deltas(stream(outputs), text, every)]
+
+
+async def test_the_token_that_completes_a_grammar_is_text(tokenizer: Tokenizer) -> None:
+    outputs = outputs_of(tokenizer.encode('{"a":1}', False), 1, "stop")
+    for kept, text in ((True, '{"a":1}'), (False, '{"a":1')):
+        ended = [*outputs[:-1], replace(outputs[-1], last_is_text=kept)]
+        given = await collected(ended, text_of(tokenizer, SamplingRequest()))
+        assert "".join(delta.text for delta in given) == text
+        assert given[-1].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])

@@ -91,6 +91,30 @@ def test_max_tokens_ends_with_length(app: Application) -> None:
     assert answer["usage"]["completion_tokens"] == 5
 
 
+def test_a_schema_is_followed_to_its_last_character(app: Application, messages: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"shape": {"enum": ["circle", "square"]}, "sure": {"type": "boolean"}},
+        "required": ["shape", "sure"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    body = {"messages": messages, "response_format": form, "temperature": 1, "seed": 5, "max_tokens": 64}
+    (choice,) = app.post("/v1/chat/completions", body).json()["choices"]
+    answer = json.loads(choice["message"]["content"])
+    assert set(answer) == {"shape", "sure"}
+    assert choice["finish_reason"] == "stop"
+    streamed = app.call("chat_completions", body)
+    assert streamed.choices[0].message.content == choice["message"]["content"]
+
+
+def test_a_token_id_that_no_model_has_is_the_callers_fault(app: Application) -> None:
+    for token_id in (100_000, 3_000_000_000, 2**32):
+        response = app.post("/v1/completions", {"prompt": [token_id], "max_tokens": 1})
+        assert response.status_code == 400, token_id
+        assert response.json()["error"]["param"]
+
+
 def test_completions_take_several_prompts(app: Application) -> None:
     body = {"prompt": ["One", "Two"], "n": 2, "seed": 1, "max_tokens": 4, "ignore_eos": True}
     answer = app.post("/v1/completions", body).json()

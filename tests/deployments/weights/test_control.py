@@ -6,14 +6,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from deployments.calls import Choice, GenerateCall, SamplingRequest
 from deployments.weights.control import Control, bare_id, engine_id
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
-from renderer.conversation import FeaturesRequest
-from renderer.prompt import RenderedPrompt
+from renderer.conversation import FeatureItem, FeaturesRequest
+from renderer.prompt import PlaceholderRange, RenderedPrompt
 
 
 class Held:
@@ -140,6 +142,16 @@ async def test_pausing_can_abort_what_runs() -> None:
     await until_runs(engine, 1)
     await control.pause("abort")
     assert await running == "abort"
+
+
+async def test_calls_that_are_equal_end_each_for_itself() -> None:
+    control = Control(Held())
+    tensors = {"pixel_values": np.zeros((4, 8), np.uint8)}
+    request = FeaturesRequest((1, 2), (FeatureItem("hash", PlaceholderRange(0, 1), tensors),))
+    calls = [replace(call("same"), request=request) for _ in range(2)]
+    with control.under_way(calls[0]), control.under_way(calls[1]):
+        pass
+    assert not control._calls
 
 
 async def test_nothing_is_left_of_requests_that_ended() -> None:
