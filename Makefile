@@ -56,7 +56,7 @@ test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environm
 	GREENROOM_PEER="$(PEER)" $(BIN)/python -m pytest -m peer --timeout 1200 $(ARGS)
 
 test-faults: $(STAMP)  ## Test with real faults under load: what is killed, updated, scaled, flooded (half an hour on two cores)
-	$(BIN)/python -m pytest -m faults -v --durations 0 tests/faults $(ARGS)
+	$(BIN)/python -m pytest -m faults -v --durations 0 $(ARGS)
 
 soak: $(STAMP)  ## Ten thousand mixed requests with a fault every 20 s (ARGS='--requests 1000 --every 10')
 	$(BIN)/python -m tests.soak $(ARGS)

@@ -70,7 +70,7 @@ class Model:
         """Compute the chunks' tokens; return float32 logits [chunks that sample, vocabulary], in their order."""
         ids = np.concatenate([chunk.request.tokens[chunk.start : chunk.end] for chunk in chunks]).astype(np.int64)
         positions = np.concatenate([chunk.request.positions_of(chunk.start, chunk.end) for chunk in chunks], axis=1)
-        if self._graphs is not None and len(ids) == len(chunks) and all(chunk.samples for chunk in chunks):
+        if self._graphs is not None and len(ids) == len(chunks) and all(chunk.is_decoding for chunk in chunks):
             logits = self._graphs.run(ids, positions, *self._tables(chunks))
             if logits is not None:
                 return logits

@@ -80,6 +80,11 @@ class Request:
     def blocks(self) -> list[int]:
         return [int(block) for block in self.block_table[: self.num_blocks]]
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether one token is left to compute, and it is of the output: one of the prompt may need an item."""
+        return self.num_tokens - self.computed == 1 and self.computed >= self.num_prompt
+
     def append(self, token_id: int) -> None:
         self.tokens[self.num_tokens] = token_id
         self.num_tokens += 1

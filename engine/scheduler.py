@@ -30,6 +30,11 @@ class Chunk:
         return self.end == self.request.num_tokens
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether it is one token of the output, which needs no item."""
+        return self.samples and self.start >= self.request.num_prompt and self.end - self.start == 1
+
+    @property
     def items(self) -> list[RequestItem]:
         """Items that it reaches into."""
         return [item for item in self.request.items if item.range.offset < self.end and item.range.end > self.start]
@@ -95,8 +100,8 @@ class Scheduler:
     def schedule(self) -> Step:
         step = Step()
         budget, embeds = self.budget, self.budget
-        decoding = [request for request in self.running if request.num_tokens - request.computed == 1]
-        prefilling = [request for request in self.running if request.num_tokens - request.computed > 1]
+        decoding = [request for request in self.running if request.is_decoding]
+        prefilling = [request for request in self.running if not request.is_decoding]
         slack = budget - len(self.running)
         for request in decoding:
             self._plan(step, request, request.num_tokens)

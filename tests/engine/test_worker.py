@@ -227,6 +227,23 @@ def test_many_large_pictures_are_encoded_over_several_steps() -> None:
     assert tuple(rig.tokens[key]) == lab(FAMILY).alone(prompt, GREEDY.max_tokens)
 
 
+def test_a_prompts_last_token_waits_for_its_picture_however_few_are_left_to_compute() -> None:
+    rig = rig_of(max_num_batched_tokens=48)
+    whole = lab(FAMILY).prompt(Text(5, 9), Picture(9, 168, 168))
+    prompt = dataclasses.replace(whole, token_ids=whole.token_ids[:-1])  # it ends with the picture
+    assert prompt.items[0].range.end == len(prompt.token_ids) == 5 * BLOCK + 1
+    first = rig.answers(prompt)
+    rig.worker.encoder_cache.clear()
+    other = rig.submit(lab(FAMILY).prompt(Text(3, 10), Picture(10, 168, 168)))  # takes the step's embeddings
+    again = rig.submit(prompt)
+    rig.step()
+    assert rig.worker.requests[again].computed == 5 * BLOCK
+    rig.run()
+    assert not rig.failures
+    assert [tuple(rig.tokens[again])] == first
+    assert len(rig.tokens[other]) == GREEDY.max_tokens
+
+
 def test_prior_output_that_has_ended_gives_an_end_and_no_token(shared_rig: Rig) -> None:
     prompt = lab(FAMILY).prompt(Text(5, 40))
     params = SamplingParams(max_tokens=3, temperature=0.0, stop_token_ids=(21,))
