@@ -87,8 +87,10 @@ class VllmCore:
     async def clear_caches(self) -> None:
         """Empty receiver, encoder and prefix cache between two steps; running requests are computed again."""
         with own_errors():
-            await self.llm.pause_generation(mode="keep", clear_cache=True)
-            await self.llm.resume_generation()
+            try:
+                await self.llm.pause_generation(mode="keep", clear_cache=True)
+            finally:  # also where the caller has left: paused, it would keep everybody waiting
+                await self.llm.resume_generation()
 
     async def reload(self, path: str) -> None:
         """Take the weights of another checkpoint, and forget what was computed with the old ones.

@@ -152,7 +152,7 @@ class VllmEngine:
         try:
             output = await sent.next()
             if is_failed(output) and any(item.by_reference for item in sent.items):
-                sent = await self._send_again(sent, prompt, plan, request_id)
+                sent, output = await self._send_again(sent, prompt, plan, request_id), None
                 output = await sent.next()
             self._count(cached_tokens=min(output.num_cached_tokens or 0, len(prompt.token_ids)))
             while True:
