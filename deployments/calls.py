@@ -268,7 +268,7 @@ class ReplicaReport:
     Attributes:
         warmup_s: Seconds of each step, in order.
         first_request_at: None while none has come.
-        first_request_s: How long the first one took.
+        first_request_s: How long the first one took that did not fail.
         requests: How many came, by operation.
         items: Items of this replica's requests, by where they were processed: see `Helpers.counts`.
         caches: By name: `sender` (beside an engine), `processor` (of the readonly processor).

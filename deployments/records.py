@@ -35,6 +35,7 @@ class Record:
         self._warmup_s: dict[str, float] = {}
         self._first_request_at: float | None = None
         self._first_request_s: float | None = None
+        self._measuring = False
         self._requests: Counter[str] = Counter()
         self._telling: asyncio.Task[None] | None = None
         self._unrecorded = False
@@ -58,7 +59,7 @@ class Record:
         self._requests[operation] += 1
         status = 200
         try:
-            if self._first_request_at is not None:
+            if self._first_request_s is not None or self._measuring:
                 yield
             else:
                 with self._first_request():
@@ -81,11 +82,14 @@ class Record:
 
     @contextmanager
     def _first_request(self) -> Iterator[None]:
-        self._first_request_at, begun = time.time(), time.perf_counter()
+        """One that fails says nothing about a replica's warmth; the next is measured in its place."""
+        self._first_request_at = self._first_request_at or time.time()
+        self._measuring, begun = True, time.perf_counter()
         try:
             yield
-        finally:
             self._first_request_s = time.perf_counter() - begun
+        finally:
+            self._measuring = False
 
     def tell(self, report: Callable[[], Awaitable[ReplicaReport]]) -> None:
         """Make metrics of the replica's totals and levels from now on."""

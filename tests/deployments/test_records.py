@@ -34,6 +34,11 @@ def test_a_request_that_fails_counts_too() -> None:
         raise ValueError("no")
     report = record.report()
     assert (report.requests, report.first_request_s) == ({"generate": 1}, None)
+    with record.request("generate"), record.request("generate"):
+        pass
+    later = record.report()
+    assert later.first_request_at == report.first_request_at, "it came, all the same"
+    assert later.first_request_s is not None
 
 
 def test_the_renderers_log_lines_reach_serves_logger() -> None:
