@@ -259,9 +259,11 @@ def _awaited(found: ProcessedItem | _Job, item: MediaItem) -> ProcessedItem:
             return found.item.result(_LOOK_S)
         except MediaError as error:  # Work that several wait for names each one's own place.
             raise type(error)(error.message, item.index, error.param) from error
-        except TimeoutError:
+        except TimeoutError as error:
             if found.item.done():
-                raise
+                if found.item.exception() is error:
+                    raise
+                continue  # it came while the wait ended
             if abandoned():
                 raise CancelledError from None
 

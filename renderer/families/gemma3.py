@@ -60,8 +60,11 @@ class Gemma3(ProcessedImages):
     ) -> tuple[list[int], tuple[PlaceholderRange, ...]]:
         """Replacements begin and end with two newlines, which become one token with those of the text beside them.
 
-        A range covers the merged tokens at its ends. One that two images share belongs to the first.
+        A range covers the merged tokens at its ends. One that two images share belongs to the first. Without an image
+        token ids stay as they are given.
         """
+        if not replacements:
+            return ImageFamily.place(self, token_ids, replacements, field)
         expanded, ranges = ImageFamily.place(self, token_ids, replacements, field)
         return merge_newlines(expanded, ranges, self.newlines)
 
@@ -127,16 +130,23 @@ def merge_newlines(
     return merged + _merged(token_ids[done:], newlines), tuple(places)
 
 
-def _merged(token_ids: list[int], newlines: tuple[int, int, int, int]) -> list[int]:
+def _merged(token_ids: Sequence[int], newlines: tuple[int, int, int, int]) -> list[int]:
     one, two, three, four = newlines
+    merged = list(token_ids)
     for left, right, both in ((one, two, three), (two, one, three), (two, two, four)):
-        place = 0
-        while left in token_ids[place:-1]:
-            place = token_ids.index(left, place)
-            if token_ids[place + 1] == right:
-                token_ids = [*token_ids[:place], both, *token_ids[place + 2 :]]
-            place += 1
-    return token_ids
+        merged = _joined(merged, left, right, both)
+    return merged
+
+
+def _joined(token_ids: Sequence[int], left: int, right: int, both: int) -> list[int]:
+    """Each `left` that a `right` follows becomes one `both` with it, from the left to the right."""
+    joined: list[int] = []
+    for token_id in token_ids:
+        if token_id == right and joined and joined[-1] == left:
+            joined[-1] = both
+        else:
+            joined.append(token_id)
+    return joined
 
 
 def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:

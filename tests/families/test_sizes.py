@@ -17,7 +17,8 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import (
 )
 from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
-from renderer.families.gemma3 import merge_newlines, pan_and_scan_crops
+from renderer.conversation import CompletionRequest
+from renderer.families.gemma3 import Gemma3, merge_newlines, pan_and_scan_crops
 from renderer.families.idefics3 import tiles
 from renderer.families.llava_next import LlavaNext, shrunk, unpadded
 from renderer.families.pixtral import grid
@@ -157,3 +158,14 @@ def test_newlines_of_gemma3_merge_across_an_images_ends(
     assert ids == expected
     assert [(place.offset, place.length) for place in ranges] == places
     assert [ids[place.offset + place.embed_mask.index(True)] for place in ranges if place.embed_mask] == [9, 9]
+
+
+def test_token_ids_without_an_image_pass_unchanged(renderer_of: RendererOf) -> None:
+    renderer = renderer_of("gemma3")
+    family = renderer.family
+    assert isinstance(family, Gemma3)
+    one, two, *_ = family.newlines
+    ids = (one, two, one, 5, two, two)
+    assert family.place(ids, (), "prompt")[0] == list(ids)
+    (prompt,) = renderer.render_completion(CompletionRequest((ids,)))
+    assert prompt.token_ids == ids

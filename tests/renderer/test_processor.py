@@ -15,7 +15,7 @@ from renderer.caches import CacheStats, MediaCache, ProcessedItem, ProcessorCach
 from renderer.conversation import ImagePart
 from renderer.errors import CacheMissError, MediaError, RequestError
 from renderer.media import MediaItem
-from renderer.processor import MultiModalProcessor
+from renderer.processor import MultiModalProcessor, _awaited, _Job
 from renderer.prompt import PlaceholderRange, PromptItem, Tensors
 from renderer.renderer import Renderer
 from renderer.threads import WarmPool
@@ -362,3 +362,29 @@ def test_an_item_asked_for_alone_waits_for_no_work_that_is_elsewhere(pool: WarmP
     source.given[0].set_result(processed)
     assert waiting.result(DEADLINE_S) == (processed,)
     requests.close()
+
+
+def test_an_item_that_comes_while_the_look_at_it_ends_is_no_timeout(pool: WarmPool, family: Watched) -> None:
+    (item,) = identified(processor(pool), image_part())
+    processed = processor(pool).process(item, family)
+    assert _awaited(late(processed), item) is processed
+    with pytest.raises(TimeoutError, match="its own"):
+        _awaited(late(TimeoutError("its own")), item)
+
+
+def late(outcome: ProcessedItem | Exception) -> _Job:
+    """Work that ends between the end of the first wait and the look at whether it has ended."""
+
+    class Late(Future[ProcessedItem]):
+        def result(self, timeout: float | None = None) -> ProcessedItem:
+            if self.done():
+                return super().result(timeout)
+            if isinstance(outcome, Exception):
+                self.set_exception(outcome)
+            else:
+                self.set_result(outcome)
+            raise TimeoutError
+
+    job = _Job("key", here=True)
+    job.item = Late()
+    return job
