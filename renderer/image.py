@@ -58,6 +58,12 @@ class ImageLimits:
     max_pixels: int
 
 
+# Pillow joins a JPEG's EXIF segments, each to all before it: a large file of small ones would take minutes to open.
+_JPEG, _EXIF = b"\xff\xd8", b"Exif\0\0"
+_MAX_EXIF = 16
+_SMALL_BYTES = 1 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """What is known of an image before a pixel is decoded.
@@ -86,6 +92,8 @@ def read_header(data: bytes, index: int, limits: ImageLimits) -> ImageHeader:
     """
     if len(data) > limits.max_bytes:
         raise MediaError(f"it has {len(data)} bytes, more than {limits.max_bytes}", index)
+    if len(data) > _SMALL_BYTES and data.startswith(_JPEG) and data.count(_EXIF) > _MAX_EXIF:
+        raise MediaError(f"it has more than {_MAX_EXIF} EXIF segments", index)
     with _decoding(index), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > limits.max_pixels:
