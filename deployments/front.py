@@ -266,7 +266,7 @@ class Front:
         """A lane's limit is one replica's times those that run; a tier that is only starting is given work to wait."""
         limits, engines = self.config.router.admission, self.backend.running(Tier.ENGINE)
         renders = self.backend.running(Tier.RENDER) if self._tiers.render else engines
-        self._admission.set_limit(Lane.RENDER, limits.render.limit(1 if renders is None else max(renders, 1)))
+        self._admission.set_limit(Lane.RENDER, limits.render.limit(max(renders or 0, 1)))
         self._admission.set_limit(Lane.GENERATION, limits.generation.limit(max(engines or 0, 1)))
         self._admission.set_limit(Lane.OVERFLOW, limits.overflow.limit(engines or 0))
 

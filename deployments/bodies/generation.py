@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -48,16 +47,12 @@ def sampling_of(body: SamplingFields, **others: Any) -> SamplingRequest:
     """
     sampling = SamplingRequest(
         **{name: getattr(body, name) for name in _AS_GIVEN},
-        stop=stop_strings(body.stop),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
         stop_token_ids=tuple(body.stop_token_ids),
         **others,
     )
     check(sampling)
     return sampling
-
-
-def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 class StreamOptions(BaseModel):
