@@ -31,7 +31,8 @@ from renderer.conversation import FeaturesRequest
 from renderer.errors import CacheMissError, EngineDeadError, EngineStartingError
 from renderer.prompt import RenderedPrompt
 
-# Of one prompt. Where a cache holds a few images and many clients ask for others, one in three look-ups is in vain.
+# Of one prompt. Where a cache holds a few images and many clients ask for others, one in three look-ups is in vain. The
+# last rendering looks nothing up.
 MAX_RENDERINGS = 8
 
 
@@ -247,11 +248,15 @@ class EngineReplica(RenderOnly):
         """One choice's outputs.
 
         An engine that restarted after the prompt was rendered lacks the items that came without tensors; vLLM, whose
-        cache knows no pins, may have dropped them by then: nothing has been generated, and the prompt is rendered anew.
+        cache knows no pins, may have dropped them by then: nothing has been generated, and the prompt is rendered anew,
+        the last time with all its tensors.
+
+        Raises:
+            CacheMissError: An item came by its name alone, and is not held.
         """
         request_id = engine_id(call, choice.index)
         own = choice_params(params, choice.index % call.sampling.n)
-        for rendering in range(1, MAX_RENDERINGS + 1):
+        for left in reversed(range(MAX_RENDERINGS)):
             try:
                 submit = partial(self._generate, prompt, own, request_id, choice.prior_output_ids)
                 async with aclosing(self.control.run(call, request_id, submit)) as outputs:
@@ -259,11 +264,11 @@ class EngineReplica(RenderOnly):
                         yield output
                 return
             except CacheMissError:
-                if rendering == MAX_RENDERINGS:
+                if not left:
                     raise
             finally:
                 _release(prompt)  # also where it was never submitted
-            prompt = await self._render(call)
+            prompt = await self._render(call if left > 1 else replace(call, skip_mm_cache=True))
 
     def _generate(
         self, prompt: RenderedPrompt, params: SamplingParams, request_id: str, prior: tuple[int, ...]

@@ -35,11 +35,12 @@ def receive(request: FeaturesRequest, family: Family, cache: MediaCache | None) 
         CacheMissError: An item came without data, and is not held.
     """
     _check_tokens(request, family)
-    placed = [_placed(request, item, family, index) for index, item in enumerate(request.items)]
+    items = tuple(_placed(request, item, family, index) for index, item in enumerate(request.items))
     lease = None if cache is None else cache.lease()
     try:
         sent: set[str] = set()
-        items = tuple(_pinned(item, cache, lease, sent, index) for index, item in enumerate(placed))
+        for index, item in enumerate(items):
+            _pin(item, cache, lease, sent, index)
         return RenderedPrompt(request.token_ids, items, request.cache_salt, lease)
     except BaseException:
         if lease is not None:
@@ -123,8 +124,12 @@ def _tensors(data: bytes | Tensors, family: Family, index: int) -> Tensors:
     return tensors
 
 
-def _pinned(item: PromptItem, cache: MediaCache | None, lease: Lease | None, sent: set[str], index: int) -> PromptItem:
-    """The item without its tensors where the engine holds it; `sent` has the keys of earlier items of the request.
+def _pin(item: PromptItem, cache: MediaCache | None, lease: Lease | None, sent: set[str], index: int) -> None:
+    """Keep what the engine holds of an item until the request ends. Tensors that came stay with the item all the same:
+    an engine that restarts, or knows no pins, lacks it when the request is submitted.
+
+    Args:
+        sent: Keys of earlier items of the request.
 
     Raises:
         CacheMissError: There are no tensors, here or there.
@@ -133,7 +138,6 @@ def _pinned(item: PromptItem, cache: MediaCache | None, lease: Lease | None, sen
     if held is None and item.tensors is None and item.cache_key not in sent:
         raise CacheMissError(f"features: item {index} came without data, and is not held under its hash", "features")
     sent.add(item.cache_key)
-    return item if held is None else dataclasses.replace(item, tensors=None)
 
 
 def _refuse(index: int, reason: str) -> NoReturn:

@@ -16,7 +16,7 @@ from deployments.bodies.chat import ChatBody
 from deployments.bodies.strict import parse
 from deployments.calls import Choice, Delta, GenerateCall, ReplicaReport, SamplingRequest
 from deployments.config import EngineTierConfig, GreenroomConfig
-from deployments.engine_replica import EngineReplica
+from deployments.engine_replica import MAX_RENDERINGS, EngineReplica
 from deployments.records import Record
 from deployments.rendering import RenderOnly
 from deployments.tier import Operation, Tiers, choose_tier
@@ -25,7 +25,7 @@ from engine.embedded import EmbeddedEngine
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from renderer.caches import CacheStats
 from renderer.conversation import ChatRequest, ImagePart, TokensRequest
-from renderer.errors import EngineDeadError, EngineStartingError
+from renderer.errors import CacheMissError, EngineDeadError, EngineStartingError
 from renderer.prompt import RenderedPrompt
 from renderer.renderer import Renderer
 from tests.stack.helpers import ITEM_BYTES, about, picture, wait_until
@@ -204,6 +204,27 @@ def test_a_restarting_engine_fails_the_health_check_only_after_its_time(replica:
         await replica.check_health()
 
     asyncio.run(watch())
+
+
+def test_an_item_that_is_gone_at_every_submission_crosses_with_its_tensors_in_the_end(
+    replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = asyncio.run(answers(replica, call(chat(4))))
+    submissions = []
+    generate = replica.engine.generate
+
+    async def lossy(prompt: RenderedPrompt, *rest: Any, **named: Any) -> AsyncIterator[EngineOutput]:
+        """As an engine that knows no pins, and has dropped whatever was not sent with the request."""
+        submissions.append(prompt)
+        if any(item.tensors is None for item in prompt.items):
+            raise CacheMissError("the item is not held")
+        async for output in generate(prompt, *rest, **named):
+            yield output
+
+    monkeypatch.setattr(replica.engine, "generate", lossy)
+    assert asyncio.run(answers(replica, call(chat(4)))) == [first]
+    assert len(submissions) == MAX_RENDERINGS
+    assert replica.caches["sender"].pinned == 0
 
 
 class LosesItsCore(EmbeddedEngine):

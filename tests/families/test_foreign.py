@@ -216,6 +216,18 @@ def test_an_item_is_known_by_its_claim_its_tenant_and_its_tokens(renderer_of: Re
     assert cache.stats.pinned == 0
 
 
+def test_data_that_came_stays_with_the_request_whatever_the_engine_holds(renderer_of: RendererOf) -> None:
+    renderer = renderer_of("qwen2_5_vl")
+    cache = SenderCache(2**24)
+    request = features(renderer, rendered(renderer, SMALL))
+    first = receive(request, renderer.family, cache)
+    assert cache.commit(first.items).items[0].tensors is not None
+    again = receive(request, renderer.family, cache)
+    assert cache.commit(again.items).items[0].tensors is None, "it is held"
+    cache.reset()
+    assert cache.commit(again.items).items[0].tensors is not None, "it is no more"
+
+
 def test_a_claim_of_content_never_answers_for_content(renderer_of: RendererOf) -> None:
     renderer = renderer_of("qwen2_5_vl")
     cache = SenderCache(2**24)
