@@ -11,11 +11,13 @@ from tests.checkpoints import checkpoint
 
 torch.set_num_threads(1)
 RendererOf = Callable[..., Renderer]
+USUAL = {"processor_cache_bytes": 0, "trust_request_chat_template": True, "trust_request_mm_kwargs": True}
 
 
 @pytest.fixture(scope="session")
 def renderer_of() -> Iterator[RendererOf]:
-    """`renderer_of(family, **config)`: a renderer without caches, called by the name that the peer was called by.
+    """`renderer_of(family, **config)`: a renderer called by the name that the peer was called by; without caches,
+    unless the configuration has some.
 
     The model's name is part of every hash, and the recorded one is the folder's name alone: so the checkpoints'
     folder is where the renderers are made.
@@ -27,15 +29,7 @@ def renderer_of() -> Iterator[RendererOf]:
         if key not in made:
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(checkpoint(family).parent)
-                made[key] = Renderer(
-                    RendererConfig(
-                        model=family,
-                        processor_cache_bytes=0,
-                        trust_request_chat_template=True,
-                        trust_request_mm_kwargs=True,
-                        **config,
-                    )
-                )
+                made[key] = Renderer(RendererConfig.model_validate({"model": family, **USUAL, **config}))
         return made[key]
 
     yield make

@@ -1,11 +1,10 @@
-"""Of every family: as many placeholders as the model makes embeddings, layouts without pixels, the same every time."""
+"""Of every family: as many placeholders as the model makes embeddings, layouts without pixels."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import transformers
 from PIL import Image
 
 from renderer.config import RendererConfig
-from renderer.conversation import ChatRequest, ImagePart, TokensRequest
+from renderer.conversation import ChatRequest, ImagePart
 from renderer.errors import ConfigError, MediaError, RequestError
 from renderer.prompt import ImageSize, RenderedPrompt
 from renderer.renderer import Renderer
@@ -59,19 +58,6 @@ def embeddings(family: str, tensors: dict[str, Any]) -> int:
     return sum(part.numel() // part.shape[-1] for part in parts)
 
 
-def same(left: RenderedPrompt, right: RenderedPrompt) -> bool:
-    if left.layout() != right.layout():
-        return False
-    pairs = zip(left.items, right.items, strict=True)
-    return all(
-        one.tensors is not None
-        and other.tensors is not None
-        and one.tensors.keys() == other.tensors.keys()
-        and all(np.array_equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
-        for one, other in pairs
-    )
-
-
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
 def test_a_range_carries_as_many_embeddings_as_the_model_makes(family: str, renderer_of: RendererOf) -> None:
     for name in SHAPES:
@@ -107,42 +93,6 @@ def test_a_layout_needs_no_pixels(family: str, renderer_of: RendererOf) -> None:
     assert prompt.token_ids == renderer_of(family).layout(chat(user(image("rgb-640x480.jpg"), "What?"))).token_ids
     with pytest.raises(MediaError):
         render(renderer_of(family), request)
-
-
-@pytest.mark.parametrize("family", IMAGE_FAMILIES)
-def test_rendering_again_alone_and_beside_others_changes_nothing(family: str, renderer_of: RendererOf) -> None:
-    renderer = renderer_of(family)
-    one = chat(user("A ", image("rgb-320x240.jpg"), " and B"))
-    other = chat(user(image("rgb-97x61.png"), "Which colour?"))
-    first = render(renderer, one)
-    assert all(same(first, render(renderer, one)) for _ in range(4))
-    with ThreadPoolExecutor(4) as pool:
-        prompts = list(pool.map(lambda request: render(renderer, request), [other, one, other, one, other, one]))
-    assert all(same(first, prompt) for prompt in prompts[1::2])
-
-
-@pytest.mark.parametrize("family", [family for family in IMAGE_FAMILIES if family != "paligemma"])
-def test_an_image_among_others_is_what_it_is_alone(family: str, renderer_of: RendererOf) -> None:
-    names = ("rgb-1000x20.png", "rgb-640x480.jpg", "rgb-97x61.png")
-    renderer = renderer_of(family)
-    together = render(renderer, chat(user(*(word for name in names for word in (image(name), "and")))))
-    for name, item in zip(names, together.items, strict=True):
-        (alone,) = render(renderer, chat(user(image(name)))).items
-        assert item.tensors is not None
-        assert alone.tensors is not None
-        assert item.mm_hash == alone.mm_hash
-        assert all(np.array_equal(item.tensors[key], alone.tensors[key]) for key in alone.tensors)
-
-
-@pytest.mark.parametrize("family", IMAGE_FAMILIES)
-def test_token_ids_with_placeholders_render_as_their_text_does(family: str, renderer_of: RendererOf) -> None:
-    renderer = renderer_of(family)
-    request = chat(user("Look: ", image("rgb-97x61.png"), " Well?"))
-    placeholder = renderer.family.placeholder
-    text = renderer.tokenizer.encode("Look: " + ("" if placeholder is None else placeholder.text), False)
-    (item,) = renderer.layout(TokensRequest(tuple(text), (image("rgb-97x61.png"),))).items
-    (expected,) = renderer.layout(request).items
-    assert (item.range.num_embeds, item.mm_hash) == (expected.range.num_embeds, expected.mm_hash)
 
 
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)

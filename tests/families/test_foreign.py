@@ -69,6 +69,19 @@ def test_what_was_rendered_is_what_arrives(family: str, masks: bool, renderer_of
             assert np.allclose(ours.tensors[name], tensor, rtol=0 if exact else 2**-8, atol=0)
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_images_of_gemma_that_touch_arrive_as_they_were_rendered(masks: bool, renderer_of: RendererOf) -> None:
+    renderer = renderer_of("gemma3")
+    prompt = renderer.render_chat(chat(user(image(NAMES[0]), image(SMALL))), skip_mm_cache=True)
+    assert prompt.items[0].range.end == prompt.items[1].range.offset
+    got = renderer.receive(features(renderer, prompt, masks))
+    assert got.token_ids == prompt.token_ids
+    for ours, theirs in zip(got.items, prompt.items, strict=True):
+        assert (ours.range.offset, ours.range.length) == (theirs.range.offset, theirs.range.length)
+        assert ours.range.embed_mask == theirs.range.embed_mask
+        assert ours.tensors is not None
+
+
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)
 def test_arrays_arrive_as_they_are(family: str, renderer_of: RendererOf) -> None:
     renderer = renderer_of(family)

@@ -102,9 +102,12 @@ def test_the_pictures_are_those_that_were_recorded(family: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "name"), WITH_TENSORS)
-def test_torchvision_tensors_are_the_peers(family: str, name: str, renderer_of: RendererOf) -> None:
-    renderer = renderer_of(family)
-    prompt = render(renderer, request_of(family, name))
+def test_torchvision_tensors_are_the_peers_and_the_layout_is_the_same_prompt(
+    family: str, name: str, renderer_of: RendererOf
+) -> None:
+    renderer, request = renderer_of(family), request_of(family, name)
+    prompt = render(renderer, request)
+    assert prompt.layout() == renderer.layout(request)
     recorded = golden(family)["cases"][name]["prompts"][0]["items"]
     for item, theirs in zip(prompt.items, recorded, strict=True):
         assert item.tensors is not None
@@ -117,7 +120,9 @@ def test_torchvision_tensors_are_the_peers(family: str, name: str, renderer_of: 
 @pytest.mark.parametrize(("family", "name"), ALONE)
 def test_pillow_tensors_are_hugging_faces(family: str, name: str, renderer_of: RendererOf) -> None:
     request = request_of(family, name)
-    (item,) = render(renderer_of(family, image_backend="pil"), request).items
+    prompt = render(renderer_of(family, image_backend="pil"), request)
+    assert prompt.layout() == renderer_of(family).layout(request)
+    (item,) = prompt.items
     (part,) = media_of(request)
     assert part.data is not None
     assert item.tensors is not None
