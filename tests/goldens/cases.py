@@ -14,8 +14,6 @@ from tests.goldens.pictures import picture
 
 Words = str | TextPart | ImagePart
 PHOTO, OTHER, SMALL = "rgb-320x240.jpg", "rgb-240x320.png", "rgb-97x61.png"
-# The families whose pictures are compared in every file format: one sends uint8, the others normalised floats.
-FORMAT_FAMILIES = ("qwen2_5_vl", "llava", "gemma3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,7 @@ def pictures(family: str) -> tuple[str, ...]:
     """Names of the pictures that the family's cases show."""
     if family not in IMAGE_FAMILIES:
         return (SMALL,)
-    formats = _FORMATS if family in FORMAT_FAMILIES else ()
-    return tuple(sorted({PHOTO, OTHER, SMALL, *_SIZES, *_OPTION_SIZES, *formats}))
+    return tuple(sorted({PHOTO, OTHER, SMALL, *_SIZES, *_OPTION_SIZES, *_FORMATS}))
 
 
 def image(name: str) -> ImagePart:
@@ -95,7 +92,7 @@ _JOINED_TEMPLATE = (
     "{%- for message in messages -%}{{- message['role'] + ': ' + message['content'] + '\\n' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'assistant:' -}}{%- endif -%}"
 )
-_TOOLS = (
+TOOLS = (
     {
         "type": "function",
         "function": {
@@ -132,7 +129,7 @@ def _sizes(family: str) -> Iterator[Case]:
 
 
 def _formats(family: str) -> Iterator[Case]:
-    if family in FORMAT_FAMILIES:
+    if family in IMAGE_FAMILIES:
         for name in _FORMATS:
             yield Case(f"format {name}", chat(user(image(name), "What is this?")), tensors=True)
 
@@ -161,7 +158,7 @@ def _placements(family: str) -> Iterator[Case]:
     yield Case("an image in the system prompt", chat(Message("system", (TextPart("See "), one)), user("What is this?")))
     yield Case("an image and no generation prompt", chat(user(one, "What?"), add_generation_prompt=False))
     yield Case("an image and a final message to continue", _continued(user(one, "What is this?")))
-    yield Case("an image and tools", chat(user(one, "What is this?"), tools=_TOOLS, tool_choice="none"))
+    yield Case("an image and tools", chat(user(one, "What is this?"), tools=TOOLS, tool_choice="none"))
     yield Case("numbered images", chat(user(one, two, "Compare."), chat_template_kwargs={"add_vision_id": True}))
     yield Case("images for a template of strings", chat(user("Look:", one, "and", two), chat_template=_JOINED_TEMPLATE))
     yield Case("a text that spells the placeholder", chat(user(f"What is {_placeholder(family)}?")))
@@ -207,8 +204,8 @@ def _texts() -> Iterator[Case]:
     yield Case("two users in a row", chat(ask, user("Please.")))
     yield Case("an unknown role", chat(Message("wizard", "Abracadabra.")))
     yield Case("special tokens on top", chat(ask, add_special_tokens=True))
-    yield Case("tools", chat(ask, tools=_TOOLS, tool_choice="none"))
-    yield Case("tools and a system prompt", chat(Message("system", "Be brief."), ask, tools=_TOOLS, tool_choice="none"))
+    yield Case("tools", chat(ask, tools=TOOLS, tool_choice="none"))
+    yield Case("tools and a system prompt", chat(Message("system", "Be brief."), ask, tools=TOOLS, tool_choice="none"))
     yield Case("tool calls", _tool_calls())
     yield Case("template arguments", chat(ask, chat_template_kwargs={"date_string": "1 May 2026", "unheard_of": 1}))
     yield Case("a template of one's own", chat(Message("system", "Brief."), ask, chat_template=_JOINED_TEMPLATE))
@@ -223,7 +220,7 @@ def _tool_calls() -> ChatRequest:
         Message("tool", '{"sky": "blue"}', {"tool_call_id": "call_1"}),
         Message("tool", (TextPart("rain"), TextPart("later")), {"tool_call_id": "call_2"}),
     )
-    return chat(user("Weather?"), calls, *answers, tools=_TOOLS, tool_choice="none")
+    return chat(user("Weather?"), calls, *answers, tools=TOOLS, tool_choice="none")
 
 
 def _completions() -> Iterator[Case]:
@@ -257,14 +254,14 @@ def _chat_body(request: ChatRequest) -> dict[str, Any]:
         "mm_processor_kwargs": dict(request.mm_processor_kwargs),
     }
     return {
-        "messages": [_message(message) for message in request.messages],
+        "messages": [message_body(message) for message in request.messages],
         "add_generation_prompt": request.add_generation_prompt,
         "continue_final_message": request.continue_final_message,
         **{name: value for name, value in optional.items() if value},
     }
 
 
-def _message(message: Message) -> dict[str, Any]:
+def message_body(message: Message) -> dict[str, Any]:
     content: Any = message.content
     if isinstance(content, tuple):
         content = [_part(part) for part in content]
