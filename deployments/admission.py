@@ -1,7 +1,8 @@
 """How much may be under way: exact limits on requests and on bytes of media, by lane, refused at once beyond them.
 
 One `Admission` belongs to one router replica and is used from its event loop alone: nothing is awaited between looking
-and counting, so no burst is refused that would fit, and none admitted that would not.
+and counting, so no burst is refused that would fit, and none admitted that would not. Several routers each have their
+share of a limit, and together no more than it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,19 @@ class Lane(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """One router's part of what all have together.
+
+    Attributes:
+        place: This one's, from 0.
+        of: How many there are.
+    """
+
+    place: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """What may be under way at one time. For OVERFLOW the generation requests count too: render-only requests go to
     engine replicas only while both together are within its limit, and generation never asks what they have taken."""
@@ -33,6 +47,16 @@ class Limit:
     def times(self, replicas: int) -> Limit:
         """The limit of so many replicas, where this is one replica's."""
         return Limit(self.requests * replicas, self.media_bytes * replicas)
+
+    def share(self, share: Share) -> Limit:
+        """A router's part: those of all routers add up to the limit. Where it is smaller than their number, each one
+        has a place all the same: which router a client meets is chance."""
+        return Limit(_part(self.requests, share), _part(self.media_bytes, share))
+
+
+def _part(whole: int, share: Share) -> int:
+    part = whole // share.of + (share.place < whole % share.of)
+    return max(part, min(whole, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ray.exceptions import RayActorError
 
+from deployments.admission import Share
 from deployments.answers.pieces import Pieces, as_views
 from deployments.autoscaling import ENGINE_SEQUENCES, RENDER_SECONDS, SECONDS_PER_REQUEST, Gauge
 from deployments.calls import (
@@ -91,8 +92,11 @@ class Backend(Protocol):
     def rehearsing(self) -> AbstractContextManager[None]:
         """While this process answers itself: see `rehearsal`."""
 
-    def running(self, tier: Tier) -> int | None:
-        """Replicas of a tier that can be reached; None where that is not known yet."""
+    def running(self, tier: Tier) -> int:
+        """Replicas of a tier that can be reached, as far as this process knows."""
+
+    def share(self) -> Share:
+        """The part of every limit that this process may use."""
 
     def figures(self) -> dict[str, float]:
         """Means since the last call of the work that this process has for the tiers, for scaling."""
@@ -153,11 +157,16 @@ class TierHandle:
 
 
 class HandleBackend:
-    """The tiers behind their handles; what dies is tried again or continued elsewhere."""
+    """The tiers behind their handles; what dies is tried again or continued elsewhere.
 
-    def __init__(self, handles: Mapping[Tier, Any], config: RouterConfig) -> None:
+    Args:
+        share: This router's share of the tiers, of all the routers that have handles to them.
+    """
+
+    def __init__(self, handles: Mapping[Tier, Any], config: RouterConfig, share: Callable[[], Share] = Share) -> None:
         self._tiers = {tier: TierHandle(handle) for tier, handle in handles.items()}
         self._config = config
+        self._share = share
         self._lengths: dict[str, int] = {}
         self._rendering, self._sequences = Gauge(), Gauge()
         self._rehearses = False
@@ -200,12 +209,15 @@ class HandleBackend:
             call,
             lambda rest: engine.stream("generate", rest, by_reference),
             self._config.failover_s,
-            self.running(Tier.ENGINE) or 1,
+            max(self.running(Tier.ENGINE), 1),
         )
         return self._counted(events, len(call.choices))
 
-    def running(self, tier: Tier) -> int | None:
+    def running(self, tier: Tier) -> int:
         return running_replicas(self._tiers[tier].handle) if tier in self._tiers else 0
+
+    def share(self) -> Share:
+        return self._share()
 
     def figures(self) -> dict[str, float]:
         return {RENDER_SECONDS: self._rendering.mean(), ENGINE_SEQUENCES: self._sequences.mean()}
@@ -328,8 +340,11 @@ class LocalBackend:
     def max_model_len(self) -> int | None:
         return self._replica.renderer.max_model_len
 
-    def running(self, tier: Tier) -> int | None:
+    def running(self, tier: Tier) -> int:
         return int(tier is Tier.RENDER)
+
+    def share(self) -> Share:
+        return Share()  # a replica's limits are its own
 
     def figures(self) -> dict[str, float]:
         return {}

@@ -47,7 +47,7 @@ class _Frozen(BaseModel):
 
 
 class LaneConfig(_Frozen):
-    """What one router lets be under way, for each replica of the tier that serves it."""
+    """What may be under way for each replica of the tier that serves it. Routers have equal shares of it."""
 
     requests: int = Field(64, ge=0)
     media_bytes: int = Field(512 * MIB, ge=0, description="Encoded images; one request alone may exceed it.")

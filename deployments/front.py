@@ -263,12 +263,18 @@ class Front:
         return choose_tier(operation, dataclasses.replace(self._tiers, render_full=ticket.lane is Lane.OVERFLOW))
 
     def _set_limits(self) -> None:
-        """A lane's limit is one replica's times those that run; a tier that is only starting is given work to wait."""
+        """A lane's limit is this router's share of one replica's times those that run; a tier that is only starting is
+        given work to wait."""
         limits, engines = self.config.router.admission, self.backend.running(Tier.ENGINE)
         renders = self.backend.running(Tier.RENDER) if self._tiers.render else engines
-        self._admission.set_limit(Lane.RENDER, limits.render.limit(max(renders or 0, 1)))
-        self._admission.set_limit(Lane.GENERATION, limits.generation.limit(max(engines or 0, 1)))
-        self._admission.set_limit(Lane.OVERFLOW, limits.overflow.limit(engines or 0))
+        whole = {
+            Lane.RENDER: limits.render.limit(max(renders, 1)),
+            Lane.GENERATION: limits.generation.limit(max(engines, 1)),
+            Lane.OVERFLOW: limits.overflow.limit(engines),
+        }
+        share = self.backend.share()
+        for lane, limit in whole.items():
+            self._admission.set_limit(lane, limit.share(share))
 
     def _check_model(self, name: str | None) -> None:
         if name and name not in self.config.served_model_names:

@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ray import serve
-
 from deployments.admission import Ticket
 from deployments.answers.derender import DerenderAnswer
 from deployments.answers.openai import (
@@ -20,11 +18,11 @@ from deployments.answers.openai import (
     TokenizeAnswer,
 )
 from deployments.answers.tokens import TokenAnswer, TokenChunk
-from deployments.backends import TierHandle
 from deployments.bodies.strict import Data
 from deployments.calls import ReplicaReport
 from deployments.front import Front
 from deployments.http.routes import http_app
+from deployments.peers import Peers
 from deployments.records import Record, application
 from deployments.tier import Operation
 from deployments.weights.control import PauseMode
@@ -49,11 +47,11 @@ class Operations:
     Errors are those of `renderer.errors`; by reference Ray wraps them in a class that is also theirs.
     """
 
-    def __init__(self, front: Front, record: Record) -> None:
+    def __init__(self, front: Front, record: Record, peers: Peers | None = None) -> None:
         self.front = front
         self.record = record
         self.training = Training(front.backend.command, WeightsRecord(application(), front.config.model))
-        self._peers: TierHandle | None = None
+        self._peers = peers
 
     @contextmanager
     def taken(self, operation: Operation, body_bytes: int = 0) -> Iterator[Ticket]:
@@ -164,15 +162,15 @@ class Operations:
 
     async def health(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
         """The record of every running replica, by tier; this ingress among them."""
-        if self._peers is None:
-            context = serve.get_replica_context()
-            self._peers = TierHandle(serve.get_deployment_handle(context.deployment, context.app_name))
-        tiers, peers = await asyncio.gather(self.front.backend.reports(), self._peers.broadcast("report"))
+        tiers, peers = await asyncio.gather(self.front.backend.reports(), self._own_tier())
         return {str(self.record.tier): peers, **tiers}
 
     async def clear_mm_cache(self) -> None:
         """Empty the media caches of all running replicas."""
         await self.front.clear_mm_cache()
+
+    async def _own_tier(self) -> tuple[ReplicaReport, ...]:
+        return (await self.report(),) if self._peers is None else await self._peers.reports()
 
     async def report(self) -> ReplicaReport:
         """This replica's own record."""

@@ -15,6 +15,7 @@ from deployments.calls import BorrowCall, ReplicaReport
 from deployments.config import GreenroomConfig, RenderTierConfig
 from deployments.front import Front
 from deployments.operations import Operations
+from deployments.peers import Peers
 from deployments.records import Record
 from deployments.rehearsal import rehearse, rehearse_rendering
 from deployments.rendering import ItemSources, RenderOnly, warm_renderer
@@ -64,7 +65,7 @@ class RenderIngress(Operations):
         self._helpers = fan_out(config.render)
         sources = ItemSources(readonly=self._helpers)
         self.replica = RenderOnly(await warm_renderer(config.render.renderer, record, sources), record)
-        super().__init__(Front(config, LocalBackend(self.replica)), record)
+        super().__init__(Front(config, LocalBackend(self.replica)), record, Peers())
         await rehearse(self)
         await self.replica.clear_mm_cache()
         record.warm()

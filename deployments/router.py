@@ -9,6 +9,7 @@ from deployments.backends import HandleBackend
 from deployments.config import GreenroomConfig
 from deployments.front import Front
 from deployments.operations import Operations
+from deployments.peers import Peers
 from deployments.records import Record
 from deployments.rehearsal import rehearse
 from deployments.tier import Tier
@@ -24,11 +25,13 @@ class Router(Operations):
     async def __init__(self, config: GreenroomConfig, render: Any = None, engine: Any = None) -> None:  # type: ignore[misc]  # Serve awaits it
         record = Record("router")
         handles = {Tier.RENDER: render, Tier.ENGINE: engine}
-        backend = HandleBackend({tier: handle for tier, handle in handles.items() if handle is not None}, config.router)
+        peers = Peers()
+        present = {tier: handle for tier, handle in handles.items() if handle is not None}
+        backend = HandleBackend(present, config.router, peers.share)
         begun = time.perf_counter()
         await backend.warm()
         record.add_steps({"tiers": time.perf_counter() - begun})
-        super().__init__(Front(config, backend), record)
+        super().__init__(Front(config, backend), record, peers)
         await rehearse(self)
         record.warm()
         record.tell(self.report)

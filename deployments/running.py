@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 from ray.serve.exceptions import RayServeException
@@ -10,15 +11,23 @@ from ray.serve.exceptions import RayServeException
 from renderer.errors import EngineError, EngineStartingError
 
 
-def running_replicas(handle: Any) -> int | None:
-    """Replicas that calls through this handle can reach now; None before the handle has been told of any.
+def running_replicas(handle: Any) -> int:
+    """Replicas that calls through this handle can reach now; 0 before the handle has been told of any.
 
     Ray Serve 2.60 keeps it to itself; what it offers instead asks the controller or every replica.
     """
+    return len(_reached(handle))
+
+
+def replica_names(handle: Any) -> frozenset[str]:
+    """The unique ids of `running_replicas`."""
+    return frozenset(str(replica.unique_id) for replica in _reached(handle))
+
+
+def _reached(handle: Any) -> Collection[Any]:
     router = getattr(handle._router, "_asyncio_router", None)
-    if router is None or router.request_router is None or router._running_replicas is None:
-        return None
-    return len(router.request_router.curr_replicas)
+    chooser = None if router is None else router.request_router
+    return () if chooser is None else chooser.curr_replicas
 
 
 async def answers_of_all(handle: Any, method: str, timeout_s: float, *arguments: Any) -> tuple[Any, ...]:

@@ -49,7 +49,7 @@ class RenderTier:
 
     def replicas(self) -> int:
         """Others that can be reached; 0 while the ways there are not warm."""
-        running = 0 if self._tier is None else running_replicas(self._tier.handle) or 0
+        running = 0 if self._tier is None else running_replicas(self._tier.handle)
         return max(0, running - self._itself)
 
     async def process(self, item: MediaItem) -> ProcessedItem:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from deployments.admission import Admission, Lane, Limit, Ticket, UnderWay
+from deployments.admission import Admission, Lane, Limit, Share, Ticket, UnderWay
 from renderer.errors import OverloadedError
 
 MIB = 2**20
@@ -60,6 +60,18 @@ def test_a_request_gets_the_first_lane_with_room(
             admission.admit(*lanes, media_bytes=mib * MIB)
     else:
         assert admission.admit(*lanes, media_bytes=mib * MIB).lane is expected
+
+
+@pytest.mark.parametrize("routers", [1, 2, 3, 7])
+@pytest.mark.parametrize("whole", [Limit(64, 512 * MIB), Limit(7, 10), Limit(100, 1), Limit(0, 0), Limit(9, 7)])
+def test_the_shares_of_a_limit_add_up_to_it_and_differ_by_one_at_most(whole: Limit, routers: int) -> None:
+    shares = [whole.share(Share(place, routers)) for place in range(routers)]
+    for total, parts in (
+        (whole.requests, [share.requests for share in shares]),
+        (whole.media_bytes, [share.media_bytes for share in shares]),
+    ):
+        assert sum(parts) == (total if total >= routers or total == 0 else routers)
+        assert max(parts) - min(parts) <= 1
 
 
 def test_a_refusal_says_which_limit_was_met_and_when_to_come_back() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.admission import Lane
+from deployments.admission import Lane, Share
 from deployments.backends import LocalBackend
 from deployments.config import GreenroomConfig
 from deployments.front import Front
@@ -34,9 +34,13 @@ class Cluster(LocalBackend):
     """Renders here; how many replicas run elsewhere is a test's."""
 
     replicas: Mapping[Tier, int] = {}
+    part = Share()
 
-    def running(self, tier: Tier) -> int | None:
+    def running(self, tier: Tier) -> int:
         return self.replicas[tier]
+
+    def share(self) -> Share:
+        return self.part
 
 
 @pytest.fixture
@@ -83,3 +87,15 @@ def test_render_only_requests_take_the_render_tier_then_engines_and_wait_where_t
 ) -> None:
     cluster.replicas = {Tier.RENDER: renders, Tier.ENGINE: engines}
     assert lanes(Front(CONFIG, cluster), generations, 9) == taken
+
+
+@pytest.mark.parametrize(
+    ("routers", "renders", "taken"), [(1, 2, [4]), (2, 2, [2, 2]), (3, 2, [2, 1, 1]), (3, 1, [1, 1, 1])]
+)
+def test_routers_share_a_tiers_limit(cluster: Cluster, routers: int, renders: int, taken: list[int]) -> None:
+    cluster.replicas = {Tier.RENDER: renders, Tier.ENGINE: 0}
+    found = []
+    for place in range(routers):
+        cluster.part = Share(place, routers)
+        found.append(len(lanes(Front(CONFIG, cluster), 0, 9)))
+    assert found == taken

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from tests.faults.cluster import START_S, Deployed, RayCluster
 from tests.faults.conftest import PATIENT, TIERS
 from tests.faults.traffic import client, slow
-from tests.stack.helpers import about, picture
+from tests.stack.helpers import about, picture, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3 * START_S)]
 
@@ -22,13 +24,14 @@ RENDERS = 4  # render-only requests under way that the router admits
 FLOOD = 24
 RENDER = "/v1/chat/completions/render"
 LIMITS = {"render": {"requests": RENDERS}, "generation": {"requests": 16}, "retry_after_s": 2}
+ARGS = {**PATIENT, "router": {**PATIENT["router"], "admission": LIMITS}}
+ONE = {"num_replicas": 1, "autoscaling_config": None}
+ADMITTED_S = 1.0  # a refusal would have come by then
 
 
 @pytest.fixture(scope="module")
 def app(cluster: RayCluster) -> Iterator[Deployed]:
-    args = {**PATIENT, "router": {**PATIENT["router"], "admission": LIMITS}}
-    one = {"num_replicas": 1, "autoscaling_config": None}
-    app = Deployed("overload", cluster, args, **dict.fromkeys(TIERS, one))
+    app = Deployed("overload", cluster, ARGS, **dict.fromkeys(TIERS, ONE))
     yield app
     app.close()
 
@@ -60,6 +63,48 @@ async def test_a_flood_of_rendering_is_refused_at_once_and_generation_goes_on_be
     # One core for rendering, one for all else: the flood may cost its share of the machine, never a place in a queue.
     rendering = min(seconds for response, seconds in answers if response.status_code == 200)
     assert statistics.median(beside) < rendering, "no generation waits for a render-only request"
+
+
+def test_routers_share_a_tiers_limit_and_together_never_admit_more(app: Deployed) -> None:
+    with ExitStack() as stack:
+        for routers in (2, 3):
+            app.update(ARGS, **{**dict.fromkeys(TIERS, ONE), "Router": {**ONE, "num_replicas": routers}})
+            app.wait_for_replicas(Router=routers)
+            _wait_for_routers(app, routers)
+            held = stack.enter_context(ExitStack())
+            admitted = [held.enter_context(_half_asked(app.url)) for _ in range(12 * RENDERS)]
+            assert sum(admitted) == RENDERS
+            assert _under_way(app) == RENDERS, "the others were refused, at once"
+            held.close()
+            wait_until(lambda: _under_way(app) == 0, 30, "places are given back")
+        app.update(ARGS, **dict.fromkeys(TIERS, ONE))
+        app.wait_for_replicas(Router=1)
+
+
+def _wait_for_routers(app: Deployed, number: int) -> None:
+    wait_until(lambda: len(app.tiers()["router"]) == number, 30, "routers know of each other")
+
+
+def _under_way(app: Deployed) -> float:
+    return sum(report.under_way["render_requests"] for report in app.tiers()["router"])
+
+
+@contextmanager
+def _half_asked(url: str) -> Iterator[bool]:
+    """A request of which half is sent, so that it keeps a place if it gets one; whether it has."""
+    address = httpx.URL(url)
+    lines = (f"POST {address.path}{RENDER} HTTP/1.1", "Host: a", "Content-Type: application/json", "Content-Length: 99")
+    head = "\r\n".join((*lines, "", "{"))
+    with socket.create_connection((address.host, address.port or 80)) as connection:
+        connection.settimeout(ADMITTED_S)
+        connection.sendall(head.encode())
+        try:
+            answer = connection.recv(4096)
+        except TimeoutError:
+            yield True
+        else:
+            assert answer.startswith(b"HTTP/1.1 503 "), answer
+            yield False
 
 
 async def _generate(http: httpx.AsyncClient) -> float:
