@@ -59,6 +59,9 @@ class SamplingRequest:
 
     Attributes:
         max_tokens_field: What the body calls `max_tokens`; newer chat bodies say `max_completion_tokens`.
+        passed_on: What a render-only answer tells an engine elsewhere beside all this, by the names of the protocol's
+            `sampling_params`.
+        unfollowed: Fields of the body that ask for what no engine here can do: its names of them.
     """
 
     max_tokens: int | None = None
@@ -81,17 +84,24 @@ class SamplingRequest:
     n: int = 1
     max_tokens_field: str = "max_tokens"
     detokenize: bool = True
+    passed_on: Mapping[str, object] = field(default_factory=dict)
+    unfollowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What the answer to a render-only request repeats of the request."""
+    """What the answer to a render-only request repeats of the request.
+
+    Attributes:
+        reasoning_ended: True where no reasoning is wanted in the answer.
+    """
 
     request_id: str
     model: str | None = None
     stream: bool = False
     stream_options: Mapping[str, bool] | None = None
     priority: int = 0
+    reasoning_ended: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

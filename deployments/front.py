@@ -316,6 +316,7 @@ class Front:
         return_prompt: bool = False,
     ) -> AsyncGenerator[Event]:
         """The events of all prompts' choices, numbered prompt by prompt."""
+        _check_followed(asked.sampling)
         skip = choose_tier(operation, self._tiers).skip_mm_cache or False
         n, logprobs = asked.sampling.n, asked.sampling.logprobs or 0
         if logprobs > MAX_TOP_LOGPROBS:
@@ -344,12 +345,19 @@ class Front:
         decision = self._choose(operation, asked.ticket)
         body = asked.body
         options = None if body.stream_options is None else body.stream_options.model_dump()
-        envelope = Envelope(asked.request_id, body.model, body.stream, options, body.priority)
+        ended = isinstance(body, ChatBody) and not body.include_reasoning
+        envelope = Envelope(asked.request_id, body.model, body.stream, options, body.priority, ended or None)
         skip = decision.skip_mm_cache or False
         tensors = tensors and decision.pixels
         longest = self.backend.max_model_len
         call = RenderCall(asked.request, asked.sampling, envelope, skip, tensors, max_model_len=longest)
         return decision, call
+
+
+def _check_followed(sampling: SamplingRequest) -> None:
+    """Refuse what a render-only answer passes on and no engine here follows."""
+    for name in sampling.unfollowed:
+        raise UnsupportedFieldError(f"{name} is not supported by this engine; render answers pass it on", name)
 
 
 def _check_chat(body: ChatBody) -> None:

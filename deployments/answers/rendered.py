@@ -161,7 +161,7 @@ def _generate_request(
         "content_parts": None,
         "sampling_params": _sampling_params(sampling, params, envelope.stream),
         "model": envelope.model,
-        "reasoning_ended": None,
+        "reasoning_ended": envelope.reasoning_ended,
         "reasoning_parser_kwargs": None,
         "return_token_ids": None,
         "output_mode": "tokens",
@@ -220,6 +220,7 @@ def _sampling_params(sampling: SamplingRequest, params: SamplingParams, stream: 
         "include_stop_str_in_output": sampling.include_stop_str_in_output,
         "structured_outputs": _structured_outputs(params.structured),
         "output_kind": OUTPUT_DELTA if stream else OUTPUT_FINAL,
+        **sampling.passed_on,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -80,17 +80,27 @@ class ConversationBody(Body):
 class ChatBody(GenerationBody, ConversationBody):
     """`POST /v1/chat/completions`."""
 
+    only_generated: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **GenerationBody.only_generated,
+        "include_reasoning": (True,),
+        "return_prompt_text": (False,),
+    }
+
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0)
     documents: list[dict[str, Any]] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     parallel_tool_calls: bool | None = None
+    include_reasoning: bool = True
+    return_prompt_text: bool = False
 
     @model_validator(mode="after")
     def _top_logprobs_belong_to_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs", "top_logprobs")
+        if self.logprob_token_ids and not self.logprobs:
+            raise RequestError("logprob_token_ids needs logprobs", "logprob_token_ids")
         return self
 
     @model_validator(mode="after")
@@ -124,7 +134,7 @@ class ChatBody(GenerationBody, ConversationBody):
             self,
             max_tokens=self.max_completion_tokens if newer else self.max_tokens,
             max_tokens_field="max_completion_tokens" if newer else "max_tokens",
-            logprobs=self.top_logprobs if self.logprobs else None,
+            logprobs=self.top_logprobs if self.logprobs and not self.logprob_token_ids else None,
             structured=self.structured(),
         )
 

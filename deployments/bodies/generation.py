@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deployments.bodies.engine_fields import EngineFields
 from deployments.bodies.strict import Body, TokenId
 from deployments.calls import SamplingRequest
 from deployments.sampling import check
@@ -37,6 +39,8 @@ class SamplingFields(Protocol):
     def stop(self) -> str | list[str]: ...
     @property
     def stop_token_ids(self) -> list[int]: ...
+    def passed_on(self) -> dict[str, Any]: ...
+    def unfollowed(self) -> tuple[str, ...]: ...
 
 
 def sampling_of(body: SamplingFields, **others: Any) -> SamplingRequest:
@@ -49,6 +53,8 @@ def sampling_of(body: SamplingFields, **others: Any) -> SamplingRequest:
         **{name: getattr(body, name) for name in _AS_GIVEN},
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
         stop_token_ids=tuple(body.stop_token_ids),
+        passed_on=body.passed_on(),
+        unfollowed=body.unfollowed(),
         **others,
     )
     check(sampling)
@@ -100,8 +106,16 @@ class ResponseFormat(BaseModel):
         return self.json_schema.value
 
 
-class GenerationBody(Body):
+class GenerationBody(Body, EngineFields):
     """What chat and completion bodies have in common."""
+
+    only_generated: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "vllm_xargs": ({},),
+        "kv_transfer_params": ({},),
+        "ec_transfer_params": ({},),
+        "return_token_ids": (False,),
+        "return_tokens_as_token_ids": (False,),
+    }
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -127,6 +141,11 @@ class GenerationBody(Body):
     cache_salt: str | None = None
     priority: int = 0
     request_id: str | None = None
+    vllm_xargs: dict[str, Any] = Field(default_factory=dict)
+    kv_transfer_params: dict[str, Any] = Field(default_factory=dict)
+    ec_transfer_params: dict[str, Any] = Field(default_factory=dict)
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
 
     @model_validator(mode="after")
     def _stream_options_belong_to_streams(self) -> Self:
@@ -134,6 +153,27 @@ class GenerationBody(Body):
             raise RequestError("stream_options needs stream", "stream_options")
         return self
 
+    @model_validator(mode="after")
+    def _logprobs_of_prompts_are_not_streamed(self) -> Self:
+        if self.stream and self.prompt_logprobs:
+            raise RequestError("prompt_logprobs are not streamed", "prompt_logprobs")
+        return self
+
     def structured(self) -> dict[str, Any] | None:
-        """See `ResponseFormat.structured`."""
-        return None if self.response_format is None else self.response_format.structured()
+        """The JSON schema that an engine here is told, `{}` for any JSON object, None for none.
+
+        Raises:
+            RequestError: Two fields ask for a form of the text, or one asks wrongly.
+        """
+        told = None if self.response_format is None else self.response_format.structured()
+        if self.structured_outputs is None:
+            return told
+        if told is not None:
+            raise RequestError("structured_outputs and response_format exclude each other", "structured_outputs")
+        return self.structured_outputs.schema_of_json() if self.structured_outputs.followed() else None
+
+    def passed_on(self) -> dict[str, Any]:
+        """See `EngineFields.passed_on`."""
+        connectors = {"kv_transfer_params": self.kv_transfer_params, "ec_transfer_params": self.ec_transfer_params}
+        extra = {**self.vllm_xargs, **{name: given for name, given in connectors.items() if given}}
+        return {**super().passed_on(), **({"extra_args": extra} if extra else {})}

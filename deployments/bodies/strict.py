@@ -20,6 +20,7 @@ MAX_ERRORS = 10
 IGNORED = frozenset(
     {
         "user",
+        "length_penalty",  # of beams, which are not searched
         "metadata",
         "store",
         "service_tier",
@@ -32,35 +33,17 @@ IGNORED = frozenset(
 )
 # What would change an answer and is not supported, with the values that mean "as if it were not there".
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "allowed_token_ids": ([],),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
-    "ec_transfer_params": (),
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "include_reasoning": (True,),
-    "kv_transfer_params": (),
-    "length_penalty": (1.0,),
-    "logit_bias": ({},),
-    "logprob_token_ids": ([],),
     "media_io_kwargs": ({},),
     "modalities": (["text"],),
-    "prompt_logprobs": (),
-    "repetition_detection": (),
-    "return_prompt_text": (False,),
-    "return_token_ids": (False,),
     "return_token_offsets": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
-    "stream_interval": (),
-    "structured_outputs": (),
     "suffix": ("",),
-    "thinking_token_budget": (),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
-    "vllm_xargs": ({},),
     "web_search_options": (),
 }
 

@@ -258,7 +258,7 @@ async def test_malformed_items_are_refused_and_cost_nobody_else_anything(app: Ap
         ({"sampling_params": {"logit_bias": {"3": 1}}}, "logit_bias"),
         ({"sampling_params": {"prompt_logprobs": 1}}, "prompt_logprobs"),
         ({"sampling_params": {"colour": "red"}}, "colour"),
-        ({"sampling_params": {"structured_outputs": {"regex": "a+"}}}, "structured_outputs.regex"),
+        ({"sampling_params": {"structured_outputs": {"regex": "a+"}}}, "structured_outputs"),
         ({"sampling_params": {"detokenize": False, "stop": ["a"]}}, "detokenize"),
         ({"sampling_params": {"max_tokens": 0}}, "max_tokens"),
         ({"sampling_params": {"temperature": 3}}, "temperature"),
