@@ -157,8 +157,10 @@ class EngineReplica(RenderOnly):
 
         Raises:
             EngineDeadError: It has.
+            EngineError: The weights that the application wants cannot be taken.
         """
         self.weights.follow()
+        self.weights.check()
         try:
             await self.engine.health()
             self._down_since = None
@@ -169,7 +171,7 @@ class EngineReplica(RenderOnly):
 
     async def pause(self, mode: PauseMode) -> None:
         """Hold new generations back and wait until the engine has none."""
-        await self.control.pause(mode)
+        await self.weights.pause(mode)
 
     async def reload(self, weights: Weights) -> None:
         """See `ReplicaWeights.reload`."""

@@ -7,15 +7,17 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from engine.orphans import end_children_with_me
 from engine.protocol import SamplingParams
 from engine.vllm_adapter import ItemForm, example_input, vllm_params
 from engine.vllm_config import VllmEngineConfig
 from renderer.errors import ConfigError, EngineDeadError, EngineError, GreenroomError, OverloadedError, RequestError
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -88,23 +90,57 @@ class VllmCore:
         """Empty receiver, encoder and prefix cache between two steps; running requests are computed again."""
         with own_errors():
             try:
-                await self.llm.pause_generation(mode="keep", clear_cache=True)
+                await _answered(self.llm, self.llm.pause_generation(mode="keep", clear_cache=True))
             finally:  # also where the caller has left: paused, it would keep everybody waiting
-                await self.llm.resume_generation()
+                await _answered(self.llm, self.llm.resume_generation())
+
+    def place_of_weights(self) -> Callable[[str], str | None]:
+        """Where the model puts a checkpoint's weight of a name; None for one that it does not take."""
+        from vllm.model_executor.model_loader.utils import get_model_cls
+
+        mapper = getattr(get_model_cls(self.llm.model_config), "hf_to_vllm_mapper", None)
+        names = None if mapper is None else replace(mapper, orig_to_new_stacked={})
+        config = self.llm.model_config.hf_config
+        tied = any(getattr(each, "tie_word_embeddings", False) for each in (config, config.get_text_config()))
+
+        def place(name: str) -> str | None:
+            if tied and "lm_head." in name:
+                return None  # the embeddings are
+            return name if names is None else names.map_name(name)
+
+        return place
 
     async def reload(self, path: str) -> None:
         """Take the weights of another checkpoint, and forget what was computed with the old ones.
 
         Raises:
-            EngineError: vLLM cannot; it may have taken a part of them.
+            EngineError: vLLM cannot. It may have taken a part of them, and is of no use.
         """
         with own_errors():
-            await self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-            await self.llm.reset_encoder_cache()
-            await self.llm.reset_prefix_cache()
+            await _answered(self.llm, self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path}))
+            await _answered(self.llm, self.llm.reset_encoder_cache())
+            await _answered(self.llm, self.llm.reset_prefix_cache())
 
     async def close(self) -> None:
+        """End it, and with EngineDeadError every stream that it still has: vLLM itself leaves them waiting."""
         await asyncio.to_thread(self.llm.shutdown)
+        self.llm.output_processor.propagate_error(EngineDeadError("vLLM's engine core ended"))
+
+
+async def _answered(llm: Any, call: Coroutine[Any, Any, T]) -> T:
+    """What vLLM answers to a call. Where its core dies meanwhile, vLLM itself would wait for ever.
+
+    Raises:
+        EngineDeadError: It has died.
+    """
+    asked = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait([asked, llm.output_handler], return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise EngineDeadError("vLLM's engine core ended")
+        return asked.result()
+    finally:
+        asked.cancel()
 
 
 @contextlib.contextmanager
@@ -191,9 +227,8 @@ async def _first_request(llm: Any) -> None:
     with own_errors():
         async for _ in llm.generate(prompt, vllm_params(SamplingParams(max_tokens=2, ignore_eos=True)), "warm-up"):
             pass
-        await llm.reset_mm_cache()
-        await llm.reset_encoder_cache()
-        await llm.reset_prefix_cache()
+        for reset in (llm.reset_mm_cache, llm.reset_encoder_cache, llm.reset_prefix_cache):
+            await _answered(llm, reset())
 
 
 def _can_mirror(llm: Any) -> bool:

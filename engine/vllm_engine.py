@@ -17,7 +17,14 @@ from engine.vllm_adapter import engine_input, engine_output, is_failed, vllm_par
 from engine.vllm_config import VllmEngineConfig
 from engine.vllm_core import VllmCore, own_errors
 from engine.vllm_mirror import SentItem, VllmSenderCache
-from renderer.errors import EngineError, EngineStartingError, GreenroomError, OverloadedError, RequestError
+from engine.vllm_weights import check_weights, checkpoint_folder
+from renderer.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineStartingError,
+    OverloadedError,
+    RequestError,
+)
 from renderer.prompt import RenderedPrompt
 
 logger = logging.getLogger("greenroom.engine")
@@ -35,8 +42,18 @@ class _Sent:
     items: tuple[SentItem, ...]
 
     async def next(self) -> Any:
-        with own_errors():
-            return self.queue.get_nowait() or await self.queue.get()
+        """
+        Raises:
+            EngineDeadError: vLLM has ended, whatever it ended of.
+            EngineError: It failed on this request.
+        """
+        try:
+            with own_errors():
+                return self.queue.get_nowait() or await self.queue.get()
+        except EngineError as error:
+            if self.core.is_alive:
+                raise
+            raise EngineDeadError(error.message) from error
 
 
 class VllmEngine:
@@ -125,15 +142,32 @@ class VllmEngine:
             self.sender_cache.clear_cache()
 
     async def reload(self, path: str | None) -> None:
-        """See `engine.protocol.Engine`. A vLLM that is started later has these weights too."""
+        """See `engine.protocol.Engine`. A vLLM that is started later has these weights too.
+
+        Raises:
+            EngineDeadError: vLLM failed over weights that seemed to fit; it is started again, with those before.
+        """
         core = self._serving()
-        if core.unfinished:
-            raise EngineError(f"weights cannot change under {core.unfinished} requests")
-        if path is not None and not await asyncio.to_thread(Path(path).is_dir):
-            raise RequestError(f"there is no checkpoint at {path}", "path")
+        own = await asyncio.to_thread(self._own_checkpoint)
+        if path is not None:
+            await asyncio.to_thread(check_weights, Path(path), own, core.place_of_weights())
+        taking = asyncio.create_task(self._take(core, path, str(path or own)))
+        await asyncio.shield(taking)  # once begun, it is done or it is undone, whether anybody waits or not
+
+    async def _take(self, core: VllmCore, path: str | None, folder: str) -> None:
         async with self._order:
-            await core.reload(path or self.config.model)
-        self._weights = path
+            if core.unfinished:
+                raise EngineError(f"weights cannot change under {core.unfinished} requests")
+            try:
+                await core.reload(folder)
+            except EngineError as error:
+                await core.close()
+                raise EngineDeadError(f"vLLM failed to take the weights of {folder}: {error}") from error
+            self._weights = path
+
+    def _own_checkpoint(self) -> Path:
+        cache = self.config.engine_args.get("download_dir")
+        return checkpoint_folder(self.config.model, self.config.revision, cache)
 
     async def close(self) -> None:
         """End vLLM; streams that still run end with EngineDeadError."""
@@ -207,8 +241,12 @@ class VllmEngine:
 
     async def _begin(self) -> None:
         core = await VllmCore.start(self.config)
-        if self._weights is not None:
-            await core.reload(self._weights)
+        try:
+            if self._weights is not None:
+                await core.reload(self._weights)
+        except BaseException:
+            await core.close()
+            raise
         self.sender_cache.reset()
         if not core.can_mirror:
             self.sender_cache.disable()
@@ -218,19 +256,19 @@ class VllmEngine:
         """Start another vLLM whenever one dies."""
         pause = _FIRST_PAUSE_S
         while True:
-            if self._core is not None:
-                pause = _FIRST_PAUSE_S
-                await self._mourn(self._core)
             try:
+                if self._core is not None:
+                    pause = _FIRST_PAUSE_S
+                    await self._mourn(self._core)
                 await self._begin()
                 self._count(restarts=1)
-            except GreenroomError:
+            except Exception:
                 logger.exception("vLLM could not be started again; next attempt in %.0f s", pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     async def _mourn(self, core: VllmCore) -> None:
-        """Wait for the end of a vLLM, and forget what it held. vLLM itself ends the streams."""
+        """Wait for the end of a vLLM, and forget what it held."""
         await core.died()
         logger.error("vLLM's engine core ended; %d requests end with it", core.unfinished)
         async with self._order:

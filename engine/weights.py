@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from engine.config import EngineConfig
@@ -24,7 +25,7 @@ def load_weights(config: EngineConfig, family: type[Family], dtype: torch.dtype)
         if config.weights is not None:
             replace_weights(model, config.weights, family)
         return model
-    except (OSError, ValueError, RuntimeError, RequestError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, RequestError) as error:
         raise ConfigError(f"cannot load the weights of {config.weights or config.model}: {error}") from error
 
 
@@ -36,7 +37,7 @@ def replace_weights(model: Any, path: str, family: type[Family], revision: str |
     """
     try:
         other = _load(path, revision, family, model.dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever is wrong with a checkpoint, the model goes on without it
         raise RequestError(f"cannot load the weights of {path}: {error}", "path") from error
     ours, theirs = _tensors(model), _tensors(other)
     for name, tensor in ours.items():

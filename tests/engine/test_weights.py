@@ -88,6 +88,17 @@ def test_a_checkpoint_that_lacks_weights_is_refused(rig: Rig, other: Path, tmp_p
         rig.worker.reload(str(folder))
 
 
+def test_a_checkpoint_that_breaks_off_is_refused_and_changes_nothing(rig: Rig, other: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(other, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    prompt = lab(FAMILY).prompt(*PARTS)
+    with pytest.raises(RequestError):
+        rig.worker.reload(str(folder))
+    assert rig.answers(prompt) == [lab(FAMILY).alone(prompt, 10)]
+
+
 def test_an_engine_starts_with_the_weights_that_it_is_told(other: Path) -> None:
     prompt = lab(FAMILY).prompt(*PARTS)
     rig = Rig(Worker(engine_config(checkpoint(FAMILY), weights=str(other))))

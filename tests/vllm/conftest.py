@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,8 +162,9 @@ def _chat_text(rig: Rig, tokenizer: Any, text: str, pictures: int) -> str:
 
 def kill_core() -> None:
     for process in psutil.Process().children(recursive=True):
-        if "EngineCore" in " ".join(process.cmdline()):
-            process.kill()
+        with suppress(psutil.NoSuchProcess):  # as are those that have ended and nobody has waited for
+            if "EngineCore" in " ".join(process.cmdline()):
+                process.kill()
 
 
 async def until_restarted(rig: Rig, restarts: int) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from engine.protocol import SamplingParams
 from renderer.errors import CacheMissError, ContextLengthError, EngineDeadError, RequestError
@@ -15,6 +19,8 @@ from tests.engine.builders import with_other_weights
 from tests.vllm.conftest import GREEDY, Rig, chat, ids_of, kill_core, own_answer, until_restarted
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_NORM = "model.norm.weight"
 
 
 @pytest.mark.parametrize("pictures", [(), (1,), (2, 3), (4, 4, 5)])
@@ -142,14 +148,44 @@ async def test_other_weights_are_taken_and_given_back(rig: Rig, tmp_path: Path) 
         await rig.engine.reload("/nowhere")
 
 
+async def test_weights_that_vllm_cannot_take_whole_are_refused_and_change_nothing(rig: Rig, tmp_path: Path) -> None:
+    own = ids_of(await rig.ask(await rig.render("What is it?", 1), GREEDY))
+    others = with_other_weights(Path(rig.engine.config.model), tmp_path / "others")
+    for change in (lambda weights: weights.pop(_NORM), lambda weights: weights.update({_NORM: weights[_NORM][:-1]})):
+        with pytest.raises(RequestError, match=r"model\.norm"):
+            await rig.engine.reload(str(_changed(others, tmp_path / "unfit", change)))
+    assert ids_of(await rig.ask(await rig.render("What is it?", 1), GREEDY)) == own
+
+
+async def test_after_a_reload_that_failed_half_way_vllm_comes_back_with_the_weights_before(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarts = (await rig.engine.stats()).restarts
+    others = with_other_weights(Path(rig.engine.config.model), tmp_path / "others")
+    await rig.engine.reload(str(others))
+    right = ids_of(await rig.ask(await rig.render("What is it?", 1), GREEDY))
+    unfit = _changed(Path(rig.engine.config.model), tmp_path / "unfit", lambda weights: weights.pop(_NORM))
+    (unfit / "model.safetensors").write_bytes((unfit / "model.safetensors").read_bytes()[:-64])
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.vllm_engine.check_weights", lambda *_: None)
+        with pytest.raises(EngineDeadError):
+            await rig.engine.reload(str(unfit))
+    with pytest.raises(EngineDeadError):
+        await rig.engine.health()
+    await until_restarted(rig, restarts + 1)
+    assert ids_of(await rig.ask(await rig.render("What is it?", 1), GREEDY)) == right
+    await rig.engine.reload(None)
+
+
 async def test_a_dead_core_ends_its_requests_and_comes_back_empty(rig: Rig) -> None:
+    restarts = (await rig.engine.stats()).restarts
     answer = ids_of(await rig.ask(await rig.render("What is it?", 1), GREEDY))
     prompt = await rig.render("Long")
     with pytest.raises(EngineDeadError):
         await _killed_while_streaming(rig, prompt)
     with pytest.raises(EngineDeadError):
         await rig.engine.health()
-    await until_restarted(rig, 1)
+    await until_restarted(rig, restarts + 1)
     assert rig.engine.sender_cache.keys() == ()
     again = await rig.render("What is it?", 1)
     assert again.items[0].tensors is not None
@@ -159,3 +195,12 @@ async def test_a_dead_core_ends_its_requests_and_comes_back_empty(rig: Rig) -> N
 async def _killed_while_streaming(rig: Rig, prompt: RenderedPrompt) -> None:
     async for _ in rig.engine.generate(prompt, replace(GREEDY, max_tokens=3000), request_id="long"):
         kill_core()
+
+
+def _changed(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of a checkpoint, its weights changed."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
