@@ -28,11 +28,11 @@ from deployments.calls import (
 )
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
-from deployments.running import answers_of_all, obeyed_by_all, running_replicas
+from deployments.running import answers_of_all, obeyed_by_all, rests, running_replicas, wait_for_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds
 from renderer.conversation import media_of
-from renderer.errors import CacheMissError, NotSupportedError
+from renderer.errors import CacheMissError, EngineStartingError, NotSupportedError
 from renderer.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ class HandleBackend:
         self._lengths: dict[str, int] = {}
         self._rendering, self._sequences = Gauge(), Gauge()
         self._rehearses = False
+        self._opening: frozenset[asyncio.Task[None]] = frozenset()
 
     async def render(self, tier: Tier, call: RenderCall) -> Reply[tuple[RenderedPrompt, ...]]:
         reply: Reply[tuple[RenderedPrompt, ...]] = await self._pure(
@@ -180,7 +181,7 @@ class HandleBackend:
     async def render_answer(self, tier: Tier, call: RenderCall) -> Reply[Pieces]:
         by_reference = render_crosses_by_reference(call)
         if self._rehearses:
-            reply = await self._tiers[tier].call("rehearse", call, by_reference=by_reference)
+            reply = await self._any_running(tier).call("rehearse", call, by_reference=by_reference)
         else:
             reply = await self._pure(tier, "render_answer", call, by_reference)
         return Reply(as_views(reply.value), reply.served)
@@ -246,17 +247,24 @@ class HandleBackend:
         """Open the ways to every tier, by value and by reference, so that no request pays for it.
 
         Waits for the tiers' first replicas, but not for ever: a tier that never comes must not keep the others away.
+        A tier that rests at no replica is left at that; the ways there are opened when it starts.
         """
-        ways = [handle.variant("report", by) for handle in self._tiers.values() for by in (False, True)]
-        tasks = [asyncio.create_task(_awaited(way.remote())) for way in ways]
-        done, late = await asyncio.wait(tasks, timeout=self._config.tier_wait_s)
+        opening = {asyncio.create_task(self._open(tier, handle)): tier for tier, handle in self._tiers.items()}
+        resting = [await rests(handle.handle) for handle in self._tiers.values()]
+        awaited = [task for task, rests in zip(opening, resting, strict=True) if not rests]
+        late = (await asyncio.wait(awaited, timeout=self._config.tier_wait_s))[1] if awaited else set()
         for task in late:
-            task.cancel()
-        failed = [task for task in done if task.exception() is not None]
-        for task in done.difference(failed):
-            self._note(task.result())
-        if late or failed:
-            logger.warning("router: %d of %d ways to the tiers could not be warmed", len(late) + len(failed), len(ways))
+            logger.warning("router: no replica of the %s tier was there in time", opening[task])
+        self._opening = frozenset(opening)
+
+    async def _open(self, tier: Tier, handle: TierHandle) -> None:
+        """Once there is a replica, by value and by reference."""
+        await wait_for_replicas(handle.handle)
+        for by_reference in (False, True):
+            try:
+                self._note(await handle.call("report", by_reference=by_reference))
+            except Exception as error:  # it went again: the next call finds another, or the tier's failure
+                logger.warning("router: a way to the %s tier could not be warmed: %s", tier, type(error).__name__)
 
     @contextmanager
     def rehearsing(self) -> Iterator[None]:
@@ -270,6 +278,13 @@ class HandleBackend:
     @property
     def max_model_len(self) -> int | None:
         return min(self._lengths.values(), default=None)
+
+    def _any_running(self, preferred: Tier) -> TierHandle:
+        """A tier that can answer now: to call another would make it start."""
+        for tier in (preferred, *self._tiers):
+            if self.running(tier):
+                return self._tiers[tier]
+        raise EngineStartingError("no tier has a replica yet")
 
     def _note(self, report: ReplicaReport) -> None:
         if report.max_model_len is not None:
@@ -368,7 +383,3 @@ def own_errors() -> Iterator[None]:
         if ours is INTERNAL:
             raise
         raise ours from error
-
-
-async def _awaited(response: Any) -> Any:
-    return await response

@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Collection
 from typing import Any
 
+from ray import serve
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import DeploymentStatus, ReplicaState
 
 from renderer.errors import EngineError, EngineStartingError
+
+LOOK_S = 0.25
 
 
 def running_replicas(handle: Any) -> int:
@@ -22,6 +26,23 @@ def running_replicas(handle: Any) -> int:
 def replica_names(handle: Any) -> frozenset[str]:
     """The unique ids of `running_replicas`."""
     return frozenset(str(replica.unique_id) for replica in _reached(handle))
+
+
+async def wait_for_replicas(handle: Any) -> None:
+    """Until a call through this handle would reach a replica. Nothing is asked for: a tier of none stays one."""
+    handle.options(method_name="report")  # begins to listen
+    while running_replicas(handle) == 0:  # noqa: ASYNC110  # Serve tells the handle, and the handle tells nobody
+        await asyncio.sleep(LOOK_S)
+
+
+async def rests(handle: Any) -> bool:
+    """Whether a deployment is meant to have no replica now: none runs, and none is being started."""
+    status = await asyncio.to_thread(serve.status)
+    application = status.applications.get(handle.app_name)
+    deployment = None if application is None else application.deployments.get(handle.deployment_name)
+    if deployment is None or deployment.status not in (DeploymentStatus.HEALTHY, DeploymentStatus.DOWNSCALING):
+        return False
+    return not any(number for state, number in deployment.replica_states.items() if state != ReplicaState.STOPPING)
 
 
 def _reached(handle: Any) -> Collection[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from deployments.backends import TierHandle, crosses_by_reference
 from deployments.borrowing.detached import detach
 from deployments.calls import BorrowCall
-from deployments.running import running_replicas
+from deployments.running import running_replicas, wait_for_replicas
 from renderer.caches import ProcessedItem
 from renderer.media import MediaItem
 
@@ -69,6 +69,7 @@ class RenderTier:
         while True:
             try:
                 tier = TierHandle(self._find())
+                await wait_for_replicas(tier.handle)
                 for by_reference in (False, True):
                     await tier.call("report", by_reference=by_reference)
                 self._tier = tier

@@ -30,7 +30,7 @@ def elastic(cluster: str) -> Iterator[Application]:
         "name": "elastic",
         "route_prefix": "/elastic",
         "import_path": "deployments.app:build",
-        "args": {**SMALL, "router": {"overflow": True, "tier_wait_s": 1}},
+        "args": {**SMALL, "router": {"overflow": True}},
         "autoscaling_policy": {"policy_function": policy, "policy_kwargs": {"tiers": tiers}},
         "deployments": [
             {"name": "Router", "autoscaling_config": {"min_replicas": 1, "max_replicas": 1, **QUICK}},
@@ -51,10 +51,19 @@ def running() -> int:
     return sum(number for state, number in states.items() if state == "RUNNING")
 
 
+def test_nothing_starts_a_tier_of_none_but_work_for_it(elastic: Application) -> None:
+    """Neither a router that starts, nor the engine replicas that would borrow from it, nor who asks for reports."""
+    router = elastic.report("router")
+    assert router.warmup_s["tiers"] < 60, "it waits for the engine's start alone"
+    assert elastic.tiers()["render"] == ()
+    assert elastic.post("/v1/clear_mm_cache", {}).status_code == 200
+    states = serve.status().applications["elastic"].deployments["RenderReplica"].replica_states
+    assert states == {}
+
+
 def test_the_render_tier_grows_from_nothing_under_load_and_shrinks_to_nothing_and_no_request_fails(
     elastic: Application,
 ) -> None:
-    wait_until(lambda: running() == 0, 30, "no render replica runs")
     first = elastic.post("/v1/chat/completions/render", BODY)
     assert (first.status_code, first.headers["X-Greenroom-Tier"]) == (200, "engine")
     enough = Event()

@@ -27,16 +27,20 @@ class Handle:
         router = SimpleNamespace(curr_replicas=dict.fromkeys(range(replicas)))
         self._router = SimpleNamespace(_asyncio_router=SimpleNamespace(request_router=router, _running_replicas=[]))
         self.nbytes = nbytes
+        self.reports = 0
         self.by_reference: list[bool] = []
         self.calls: list[BorrowCall] = []
         self.requests: list[str] = []
 
-    def options(self, *, method_name: str, _by_reference: bool, **_: Any) -> Any:
+    def options(self, *, method_name: str, _by_reference: bool = False, **_: Any) -> Any:
         method = self.report if method_name == "report" else self.process_item
         return SimpleNamespace(remote=lambda *arguments: method(_by_reference, *arguments))
 
     async def report(self, by_reference: bool) -> None:
-        pass
+        self.reports += 1
+
+    def start(self, replicas: int) -> None:
+        self._router._asyncio_router.request_router.curr_replicas = dict.fromkeys(range(replicas))
 
     async def process_item(self, by_reference: bool, call: BorrowCall) -> ProcessedItem:
         self.by_reference.append(by_reference)
@@ -56,9 +60,21 @@ async def reached(handle: Handle, itself: bool = False) -> RenderTier:
     return tier
 
 
-@pytest.mark.parametrize(("running", "itself", "others"), [(0, False, 0), (3, False, 3), (3, True, 2), (0, True, 0)])
+@pytest.mark.parametrize(("running", "itself", "others"), [(1, False, 1), (3, False, 3), (3, True, 2), (1, True, 0)])
 async def test_replicas_are_those_that_can_be_asked(running: int, itself: bool, others: int) -> None:
     assert (await reached(Handle(running, 0), itself)).replicas() == others
+
+
+async def test_a_tier_of_none_is_not_asked_until_it_has_a_replica() -> None:
+    handle = Handle(0, 0)
+    tier = RenderTier(lambda: handle, skip_mm_cache=True)
+    warming = asyncio.create_task(tier.warm())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (handle.reports, tier.replicas()) == (0, 0)
+    handle.start(1)
+    await warming
+    assert (handle.reports, tier.replicas()) == (2, 1)
 
 
 @pytest.mark.parametrize(("nbytes", "later"), [(SMALL, False), (LARGE, True)])
