@@ -32,7 +32,7 @@ from deployments.running import answers_of_all, obeyed_by_all, rests, running_re
 from deployments.tier import Tier
 from deployments.work import call_seconds
 from renderer.conversation import media_of
-from renderer.errors import CacheMissError, EngineStartingError, NotSupportedError
+from renderer.errors import CacheMissError, EngineStartingError, IncompleteError, NotSupportedError
 from renderer.prompt import RenderedPrompt
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ logger = logging.getLogger("ray.serve.greenroom")
 T = TypeVar("T")
 # A report is a few counters: a replica that takes longer is not well, and the others' reports should not wait for it.
 REPORT_TIMEOUT_S = 5.0
+# A cache is cleared between two requests, an engine's between two of its steps.
+CLEAR_TIMEOUT_S = 15.0
 # gRPC's own limit on a message, less room for what is around ours. Raising it on every node would lift this too.
 BY_VALUE_BYTES = 3 * 1024 * 1024
 # What a prompt's answer may take: JSON spells a token in at most 8 bytes, and an image stands for up to 16,000 of them.
@@ -72,7 +74,12 @@ class Backend(Protocol):
     async def reports(self) -> Mapping[str, tuple[ReplicaReport, ...]]:
         """Of every running replica that answers in time, by tier; a tier without any has its key."""
 
-    async def clear_mm_cache(self) -> None: ...
+    async def clear_mm_cache(self) -> None:
+        """Of all running replicas.
+
+        Raises:
+            IncompleteError: Some did not do it, or not in time; says how many did.
+        """
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """End generations by their clients' ids, wherever they run."""
@@ -153,7 +160,7 @@ class TierHandle:
 
     async def broadcast(self, method: str, *arguments: Any) -> tuple[Any, ...]:
         """The answers of all running replicas that answer in time, without the others'."""
-        return await answers_of_all(self.handle, method, REPORT_TIMEOUT_S, *arguments)
+        return (await answers_of_all(self.handle, method, REPORT_TIMEOUT_S, *arguments)).values
 
 
 class HandleBackend:
@@ -230,7 +237,11 @@ class HandleBackend:
         return {str(tier): reports for tier, reports in zip(self._tiers, answers, strict=True)}
 
     async def clear_mm_cache(self) -> None:
-        await asyncio.gather(*(handle.broadcast("clear_mm_cache") for handle in self._tiers.values()))
+        tiers = [answers_of_all(tier.handle, "clear_mm_cache", CLEAR_TIMEOUT_S) for tier in self._tiers.values()]
+        answers = await asyncio.gather(*tiers)
+        cleared, asked = sum(len(each.values) for each in answers), sum(each.asked for each in answers)
+        if cleared < asked:
+            raise IncompleteError(f"{cleared} of {asked} replicas have cleared their media caches; ask again")
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         if Tier.ENGINE in self._tiers:

@@ -240,7 +240,11 @@ class Front:
         return ModelList(tuple(cards))
 
     async def clear_mm_cache(self) -> None:
-        """Empty the media caches of all running replicas."""
+        """Empty the media caches of all running replicas.
+
+        Raises:
+            IncompleteError: Some did not do it; says how many did.
+        """
         await self.backend.clear_mm_cache()
 
     async def _understood(

@@ -166,7 +166,11 @@ class Operations:
         return {str(self.record.tier): peers, **tiers}
 
     async def clear_mm_cache(self) -> None:
-        """Empty the media caches of all running replicas."""
+        """Empty the media caches of all running replicas.
+
+        Raises:
+            IncompleteError: Some did not do it; says how many did.
+        """
         await self.front.clear_mm_cache()
 
     async def _own_tier(self) -> tuple[ReplicaReport, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -51,24 +52,35 @@ def _reached(handle: Any) -> Collection[Any]:
     return () if chooser is None else chooser.curr_replicas
 
 
-async def answers_of_all(handle: Any, method: str, timeout_s: float, *arguments: Any) -> tuple[Any, ...]:
-    """What all running replicas answer: those that do in time, and without an error.
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What running replicas answered, those that did in time and without an error; and how many were asked."""
+
+    values: tuple[Any, ...]
+    asked: int
+
+
+async def answers_of_all(handle: Any, method: str, timeout_s: float, *arguments: Any) -> Answers:
+    """Ask all running replicas.
 
     Ray Serve's own way to collect the answers gives none as soon as one is late.
     """
     try:
         async with asyncio.timeout(timeout_s):
             calls = await handle.broadcast(method, *arguments)._fetch_replica_results_async()
-    except (RayServeException, TimeoutError):
-        return ()
+    except RayServeException:
+        return Answers((), 0)
+    except TimeoutError:
+        return Answers((), running_replicas(handle))
     tasks = [asyncio.ensure_future(call.get_async()) for call in calls]
-    _, late = await asyncio.wait(tasks, timeout=timeout_s)
+    _, late = await asyncio.wait(tasks, timeout=timeout_s) if tasks else (set(), set())
     for task, call in zip(tasks, calls, strict=True):
         if task in late:
             task.cancel()
             call.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return tuple(task.result() for task in tasks if not task.cancelled() and task.exception() is None)
+    answered = tuple(task.result() for task in tasks if not task.cancelled() and task.exception() is None)
+    return Answers(answered, len(tasks))
 
 
 async def obeyed_by_all(handle: Any, method: str, timeout_s: float, *arguments: Any) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@
     |  '- ModelNotFoundError           404
     |- NotSupportedError               501   this deployment has no part that could do it
     |- OverloadedError                 503   at the limit; says after how many seconds to come back
+    |- IncompleteError                 503   some replicas did what all had to do
     |- EngineError                     500   the engine failed on this request alone
     |  '- EngineDeadError              503   the engine is gone; the request may be tried elsewhere
     |     '- EngineStartingError       503   it is not up yet, and has seen nothing of the request
@@ -149,6 +150,13 @@ class OverloadedError(GreenroomError):
         self.message = message
         self.retry_after_s = retry_after_s
         self.param = None
+
+
+class IncompleteError(GreenroomError):
+    """What every replica had to do was done by some."""
+
+    status = 503
+    type = "ServiceUnavailableError"
 
 
 class EngineError(GreenroomError):

@@ -98,6 +98,18 @@ def test_no_request_notices_that_serves_controller_is_killed(app: Deployed, asks
     assert (traffic.failures, traffic.broken) == ([], [])
 
 
+def test_a_cache_that_a_replica_did_not_clear_is_said_to_be_left(app: Deployed) -> None:
+    stopped = psutil.Process(app.replicas("RenderReplica")[0].pid)
+    stopped.suspend()
+    try:
+        left = app.post("/v1/clear_mm_cache", {})
+    finally:
+        stopped.resume()
+    assert left.status_code == 503, left.text
+    assert "3 of 4 replicas have cleared" in left.json()["error"]["message"]
+    app.clear()
+
+
 def test_the_work_of_many_clients_that_leave_in_mid_stream_stops_within_a_second(app: Deployed) -> None:
     before = sum(engine.aborted for engine in engines(app))
 
