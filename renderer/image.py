@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from renderer.errors import MediaError
+from renderer.image_structure import (
+    PNG_SIGNATURE,
+    MeteredFile,
+    TooManyPartsError,
+    check_exif,
+    check_structure,
+    png_header,
+)
 from renderer.prompt import ImageSize
 
 if TYPE_CHECKING:
@@ -46,8 +53,7 @@ _TRANSPOSE = {
 }
 _SIDES_SWAPPED = (5, 6, 7, 8)
 _WHITE = (255, 255, 255)
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_EXIF_AS_TEXT = "Raw profile type exif"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +62,6 @@ class ImageLimits:
 
     max_bytes: int
     max_pixels: int
-
-
-# Pillow joins a JPEG's EXIF segments, each to all before it: a large file of small ones would take minutes to open.
-_JPEG, _EXIF = b"\xff\xd8", b"Exif\0\0"
-_MAX_EXIF = 16
-_SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +88,15 @@ def read_header(data: bytes, index: int, limits: ImageLimits) -> ImageHeader:
     """Read an encoded image's header.
 
     Raises:
-        MediaError: It is not an image of a known format, or beyond the limits.
+        MediaError: It is not an image of a known format, or beyond the limits, or its header would take long to read.
     """
     if len(data) > limits.max_bytes:
         raise MediaError(f"it has {len(data)} bytes, more than {limits.max_bytes}", index)
-    if len(data) > _SMALL_BYTES and data.startswith(_JPEG) and data.count(_EXIF) > _MAX_EXIF:
-        raise MediaError(f"it has more than {_MAX_EXIF} EXIF segments", index)
-    with _decoding(index), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _decoding(index), _opened(data) as image:
         width, height = image.size
         if width * height > limits.max_pixels:
             raise MediaError(f"it has {width} x {height} pixels, more than {limits.max_pixels}", index)
-        orientation = _orientation(image, data)
+        orientation = _orientation(image)
         if orientation in _SIDES_SWAPPED:
             width, height = height, width
         return ImageHeader(ImageSize(width, height), image.mode, orientation)
@@ -131,35 +129,49 @@ def _decoding(index: int) -> Iterator[None]:
         raise MediaError(f"it is not an image of a known format ({', '.join(FORMATS)})", index) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError("it has too many pixels", index) from error
+    except TooManyPartsError as error:
+        raise MediaError(str(error), index) from error
     except Exception as error:
         raise MediaError(f"it cannot be decoded: {error}", index) from error
 
 
-def _orientation(image: Image.Image, data: bytes) -> int:
+def _opened(data: bytes) -> Image.Image:
+    """The file, of which only the header is read."""
+    check_structure(data)
+    if data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1"):
+        check_exif(_avif_exif(data))
+    header = png_header(data) if data.startswith(PNG_SIGNATURE) else data
+    return Image.open(MeteredFile(header), formats=FORMATS)
+
+
+def _avif_exif(data: bytes) -> bytes:
+    """EXIF data that Pillow interprets while it opens the file."""
+    try:
+        exif: bytes | None = import_module("PIL._avif").AvifDecoder(data, "auto", 1).get_info()[4]
+    except Exception:  # Opening it tells what is wrong.
+        return b""
+    return exif or b""
+
+
+def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow applies it itself, and gives the size after it.
         return 1
     try:
-        source = image
-        if image.format == "PNG" and "exif" not in image.info:
-            source = Image.open(io.BytesIO(_png_without_pixels(data)), formats=("PNG",))
+        _check_exif(image.info)
         # The method of the base class: PNG's own would decode the pixels to reach chunks that follow them.
-        value = Image.Image.getexif(source).get(ExifTags.Base.Orientation, 1)
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except TooManyPartsError:
+        raise
     except Exception:  # Malformed EXIF data leave the image as it is stored.
         return 1
     return value if value in _TRANSPOSE else 1
 
 
-def _png_without_pixels(data: bytes) -> bytes:
-    """The chunks of a PNG but for its pixels: EXIF data may stand after these."""
-    kept = [_PNG_SIGNATURE]
-    position = len(_PNG_SIGNATURE)
-    while position + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if kind != b"IDAT":
-            kept.append(data[position:end])
-        position = end
-    return b"".join([*kept, _PNG_END])
+def _check_exif(info: dict[str | tuple[int, int], Any]) -> None:
+    """Check the EXIF data of an opened file; those that a PNG holds as text are put where others are."""
+    if "exif" not in info and _EXIF_AS_TEXT in info:
+        info["exif"] = bytes.fromhex("".join(info[_EXIF_AS_TEXT].split("\n")[3:]))
+    check_exif(info.get("exif", b""))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
