@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Self, TypeVar
 
@@ -20,6 +20,7 @@ from renderer.conversation import (
 from renderer.detokenizer import DetokenizerState
 from renderer.media import MediaItem
 from renderer.prompt import PlaceholderRange, tensor_bytes
+from renderer.spelling import Spelling
 
 T = TypeVar("T")
 Rendering = ChatRequest | CompletionRequest | TokensRequest
@@ -243,12 +244,15 @@ class LogprobEntry:
     rank: int = 0
 
     @classmethod
-    def of(cls, sampled: TokenLogprobs, spell: Callable[[int], str]) -> Self:
-        """What an engine tells of a token, with its ids spelled."""
+    def of(cls, sampled: TokenLogprobs, spelling: Spelling) -> Self:
+        """What an engine tells of an output's next token, with its ids spelled."""
         top = tuple(
-            cls(spell(token_id), logprob, (), token_id, rank) for rank, (token_id, logprob) in enumerate(sampled.top, 1)
+            cls(spelling.text(token_id), logprob, (), token_id, rank)
+            for rank, (token_id, logprob) in enumerate(sampled.top, 1)
         )
-        return cls(spell(sampled.token_id), sampled.logprob, top, sampled.token_id, sampled.rank)
+        entry = cls(spelling.text(sampled.token_id), sampled.logprob, top, sampled.token_id, sampled.rank)
+        spelling.go_on(sampled.token_id)
+        return entry
 
 
 @dataclass(frozen=True, slots=True)

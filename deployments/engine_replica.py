@@ -234,7 +234,7 @@ class EngineReplica(RenderOnly):
     def _text(self, call: GenerateCall, choice: Choice, prompt: RenderedPrompt) -> ChoiceText:
         sampling = call.sampling
         if not sampling.detokenize:
-            return ChoiceText(choice, sampling, Silent(), lambda token_id: "")
+            return ChoiceText(choice, sampling, Silent(), lambda token_ids: "")
         detokenizer = self.renderer.detokenizer(
             prompt.token_ids,
             stop=sampling.stop,
@@ -242,7 +242,7 @@ class EngineReplica(RenderOnly):
             include_stop_str_in_output=sampling.include_stop_str_in_output,
             min_tokens=sampling.min_tokens,
         )
-        return ChoiceText(choice, sampling, detokenizer, lambda token_id: self.renderer.detokenize((token_id,)))
+        return ChoiceText(choice, sampling, detokenizer, self.renderer.detokenize)
 
     async def _outputs(
         self, call: GenerateCall, choice: Choice, prompt: RenderedPrompt, params: SamplingParams

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from deployments.calls import Choice, Delta, LogprobEntry, SamplingRequest
 from engine.protocol import EngineOutput, SamplingParams
+from renderer.spelling import Decode, Spelling
 
 T = TypeVar("T")
 
@@ -49,14 +50,14 @@ class ChoiceText:
         choice: Choice,
         sampling: SamplingRequest,
         detokenizer: Detokenizer,
-        spell: Callable[[int], str],
+        decode: Decode,
     ) -> None:
         self.index = choice.index
         self.finished = False
         self.cached_tokens = 0
         self._sampling = sampling
         self._detokenizer = detokenizer
-        self._spell = spell
+        self._spelling = Spelling(decode, choice.prior_output_ids)
         if choice.prior_output_ids:
             detokenizer.feed(choice.prior_output_ids)
 
@@ -96,7 +97,7 @@ class ChoiceText:
     def _delta(
         self, output: EngineOutput, text: str, ids: tuple[int, ...], finish: str | None, stop: int | str | None
     ) -> Delta:
-        logprobs = tuple(LogprobEntry.of(entry, self._spell) for entry in output.logprobs[: len(ids)])
+        logprobs = tuple(LogprobEntry.of(entry, self._spelling) for entry in output.logprobs[: len(ids)])
         return Delta(self.index, text, ids, finish, stop, logprobs)
 
 

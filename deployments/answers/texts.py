@@ -5,6 +5,7 @@ from __future__ import annotations
 from deployments.calls import DerenderCall, Derendered, LogprobEntry, OutputTokens
 from renderer.errors import ContextLengthError
 from renderer.renderer import Renderer
+from renderer.spelling import Spelling
 
 
 def derendered(renderer: Renderer, call: DerenderCall) -> tuple[Derendered, ...]:
@@ -26,10 +27,10 @@ def _derendered(renderer: Renderer, output: OutputTokens, call: DerenderCall) ->
         detokenizer = renderer.detokenizer(output.prompt_tail, skip_special_tokens=call.skip_special_tokens)
     else:
         detokenizer = renderer.resumed_detokenizer(output.state, call.skip_special_tokens)
+    before = () if output.state is None else (*output.state.context, *output.state.pending)
     text = detokenizer.feed(output.token_ids)
     if output.finished or not call.stream:
         text += detokenizer.finish()
-    logprobs = tuple(
-        LogprobEntry.of(each, lambda token_id: renderer.detokenize((token_id,))) for each in output.logprobs
-    )
+    spelling = Spelling(renderer.detokenize, before)
+    logprobs = tuple(LogprobEntry.of(each, spelling) for each in output.logprobs)
     return Derendered(text, logprobs, detokenizer.state if call.stream else None)

@@ -33,7 +33,7 @@ def text_of(tokenizer: Tokenizer, sampling: SamplingRequest, prior: tuple[int, .
         include_stop_str_in_output=sampling.include_stop_str_in_output,
         min_tokens=sampling.min_tokens,
     )
-    return ChoiceText(Choice(0, prior), sampling, detokenizer, lambda token: tokenizer.decode((token,), False))
+    return ChoiceText(Choice(0, prior), sampling, detokenizer, lambda ids: tokenizer.decode(ids, False))
 
 
 def outputs_of(ids: Sequence[int], size: int, finish: FinishReason, stop: int | None = None) -> list[EngineOutput]:
