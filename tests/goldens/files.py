@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "recorded"
 
 @cache
 def golden(family: str) -> dict[str, Any]:
-    """The answers recorded of a family: `peer`, `model`, `pictures` (digests) and `cases` by name."""
+    """The answers recorded of a family: `peer`, `model`, `pictures` (digests), `cases` and `exchanges` by name."""
     content: dict[str, Any] = json.loads(gzip.decompress(_path(family).read_bytes()))
     return content
 

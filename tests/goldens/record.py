@@ -1,4 +1,4 @@
-"""Asks the peer every case of every family and writes the golden files.
+"""Asks the peer every case and exchange of every family and writes the golden files.
 
 `make goldens PEER=/path/to/peer-venv` starts the peer for one family after the other (SmolVLM needs num2words there);
 `make goldens PEER=http://127.0.0.1:8100` asks one that runs already, on the checkpoint that it serves.
@@ -19,12 +19,11 @@ from blake3 import blake3
 from renderer.conversation import CompletionRequest
 from tests.checkpoints import FAMILIES, checkpoint
 from tests.goldens.cases import Case, body, cases, pictures
+from tests.goldens.exchanges import ask, exchanges
 from tests.goldens.files import pack_ids, write_golden
 from tests.goldens.peer import peer
 from tests.goldens.pictures import picture
 from tests.goldens.tensors import decode_item
-
-_SAMPLING_OF = ("text", "completion")
 
 
 def record(family: str, address: str) -> dict[str, Any]:
@@ -39,6 +38,7 @@ def record(family: str, address: str) -> dict[str, Any]:
             "max_model_len": served["max_model_len"],
             "pictures": {name: blake3(picture(name)).hexdigest(length=8) for name in pictures(family)},
             "cases": {case.name: _ask(client, case, served["id"]) for case in cases(family).values()},
+            "exchanges": {name: ask(client, exchange) for name, exchange in exchanges(family).items()},
         }
 
 
@@ -66,8 +66,6 @@ def _answer(response: httpx.Response, case: Case) -> dict[str, Any]:
 
 def _prompt(prompt: dict[str, Any], case: Case) -> dict[str, Any]:
     kept: dict[str, Any] = {"token_ids": pack_ids(prompt["token_ids"])}
-    if case.name in _SAMPLING_OF:
-        kept["sampling_params"] = prompt["sampling_params"]
     features = prompt["features"]
     if features is not None:
         kept["hashes"] = features["mm_hashes"]["image"]
