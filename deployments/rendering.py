@@ -46,6 +46,8 @@ T = TypeVar("T")
 CallT = TypeVar("CallT", RenderCall, TokenizeCall)
 # Work of less than this, by estimate, is done on the event loop: handing it to a thread costs a good part of it.
 INLINE_SECONDS = 0.003
+# Reading a header takes 0.1 ms, and some milliseconds where a file is made to take long.
+INLINE_IMAGES = 4
 # As large as an answer with the tensors of a few images.
 REHEARSED_BYTES = 8 * 1024 * 1024
 MediaCallT = TypeVar("MediaCallT", RenderCall, TokenizeCall, GenerateCall)
@@ -189,7 +191,7 @@ class RenderOnly:
         with self.record.request(operation):
             async with self._fetched(call, clock) as ready:
                 seconds = call_seconds(ready, headers=True)
-                if seconds > INLINE_SECONDS or _touches_pixels(ready):
+                if seconds > INLINE_SECONDS or _touches_pixels(ready) or len(media_of(ready.request)) > INLINE_IMAGES:
                     return await self._in_thread(lambda: work(ready, clock), clock, seconds)
                 return self._reply(work(ready, clock), clock)
 

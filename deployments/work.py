@@ -5,14 +5,11 @@ from __future__ import annotations
 from deployments.autoscaling import PIXELS_PER_BYTE, render_seconds
 from deployments.calls import RenderCall, Rendering, TokenizeCall, expected_media_bytes, text_bytes
 from renderer.conversation import CompletionRequest, media_of
-from renderer.errors import MediaError
-from renderer.image import ImageLimits, read_header
+from renderer.image_glance import glance
 from renderer.media import MediaItem
 
-# Reading one takes up to a third of a millisecond of the event loop, and images of one request resemble each other.
-HEADERS_READ = 8
-# An image beyond these is refused before its pixels are touched: it is no work.
-LIMITS = ImageLimits(max_bytes=2**40, max_pixels=2**30)
+# An image beyond this is refused before its pixels are touched: it is no work.
+MAX_PIXELS = 2**30
 BYTES_PER_CHARACTER = 4
 
 
@@ -28,7 +25,7 @@ def request_seconds(request: Rendering | str, decoded: bool = True, headers: boo
 
     Args:
         decoded: Whether pixels are touched.
-        headers: Whether to read image headers, as the replica that does the work can afford; a router counts bytes.
+        headers: Whether to glance at image headers, as the replica that does the work can; a router counts bytes.
     """
     return render_seconds(
         requests=len(request.prompts) if isinstance(request, CompletionRequest) else 1,
@@ -47,14 +44,10 @@ def item_seconds(item: MediaItem) -> float:
 def _pixels(request: Rendering | str, headers: bool) -> int:
     if not headers:
         return PIXELS_PER_BYTE * expected_media_bytes(request)
-    data = [part.data for part in media_of(request) if part.data is not None]
-    read = [_header_pixels(each) for each in data[:HEADERS_READ]]
-    return sum(read) * len(data) // max(1, len(read))
+    return sum(_header_pixels(part.data) for part in media_of(request) if part.data is not None)
 
 
 def _header_pixels(data: bytes) -> int:
-    try:
-        size = read_header(data, 0, LIMITS).size
-    except MediaError:
-        return 0
-    return size.width * size.height
+    size = glance(data)
+    pixels = PIXELS_PER_BYTE * len(data) if size is None else size.width * size.height
+    return 0 if pixels > MAX_PIXELS else pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ import pytest
 from PIL import Image
 
 from deployments.backends import LocalBackend
+from deployments.calls import Envelope, RenderCall, SamplingRequest
 from deployments.config import GreenroomConfig
 from deployments.front import Front
 from deployments.http.routes import http_app
 from deployments.operations import Operations
 from deployments.records import Record
 from deployments.rendering import RenderOnly
+from renderer.conversation import ChatRequest, ImagePart, Message
 from renderer.fetch import MediaFetcher
 from renderer.fetch_config import FetchConfig
+from renderer.image import ImageHeader, read_header
 from renderer.renderer import Renderer
 from tests.renderer.hostile_server import (
     OK,
@@ -270,3 +274,20 @@ async def test_a_client_that_leaves_ends_its_fetches(http: httpx.AsyncClient, fe
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         await asyncio.wait_for(server.left.wait(), 5)
+
+
+@pytest.mark.parametrize(("images", "tensors", "inline"), [(4, False, True), (5, False, False), (1, True, False)])
+async def test_only_headers_of_a_few_images_are_read_on_the_event_loop(
+    replica: RenderOnly, monkeypatch: pytest.MonkeyPatch, images: int, tensors: bool, inline: bool
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(*arguments: Any) -> ImageHeader:
+        threads.append(threading.current_thread())
+        return read_header(*arguments)
+
+    monkeypatch.setattr("renderer.media.read_header", noted)
+    request = ChatRequest((Message("user", (ImagePart(data=PNG),) * images),))
+    await replica.render(RenderCall(request, SamplingRequest(), Envelope("id"), skip_mm_cache=True, tensors=tensors))
+    assert len(threads) == images
+    assert all((thread is threading.main_thread()) == inline for thread in threads)

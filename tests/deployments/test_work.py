@@ -35,10 +35,10 @@ def test_images_count_as_their_headers_pixels() -> None:
     assert request_seconds(chat(SMALL, LARGE, TextPart("What?")), headers=True) == expected
 
 
-def test_images_beyond_the_first_few_count_as_their_mean() -> None:
-    pictures = (LARGE, *(SMALL,) * 63)
-    expected = render_seconds(pixels=64 * (300 * 200 + 7 * 100 * 50) // 8, media_bytes=size(*pictures))
-    assert request_seconds(TokensRequest((), pictures), headers=True) == expected
+def test_an_image_that_will_be_refused_for_its_size_is_no_work() -> None:
+    data = SMALL.data or b""
+    bomb = ImagePart(data=data[:16] + (65_000).to_bytes(4, "big") * 2 + data[24:])
+    assert request_seconds(chat(bomb), headers=True) == render_seconds(media_bytes=size(bomb))
 
 
 def test_images_whose_headers_are_not_read_count_by_their_bytes() -> None:
