@@ -1,6 +1,6 @@
 """The time between tokens at a client, while other requests are rendered.
 
-    python -m bench.tokens [--model qwen2_5_vl] [--json FILE]
+    python -m bench.tokens [--model qwen2_5_vl] [--borrow never,auto,always] [--json FILE]
 
 One client reads stream after stream from the application with one render replica and one engine replica; beside it run
 render-only requests, or generations of one token whose images nobody has seen. Each way to borrow is a fresh Greenroom.
@@ -27,7 +27,7 @@ from bench.render import folder_of
 from bench.servers import Greenroom, Server
 
 CHAT = "/v1/chat/completions"
-BORROW = ("never", "auto", "always")
+BORROW = "never,auto,always"
 PICTURE = ((1280, 720),)
 # What runs beside the stream: where it is sent, what, and by how many clients.
 BESIDE: dict[str, tuple[str, Case, int]] = {
@@ -81,17 +81,21 @@ def measure(server: Server, borrow: str, seconds: float) -> list[dict[str, Any]]
         others = {"requests/s beside": len(beside[0].latencies) / beside[0].wall_s, "errors": beside[0].errors}
         times = {"p50, times": p50 / idle["p50 ms"], "p99, times": p99 / idle["p99 ms"]}
         rows.append({"borrow": borrow, "beside": name, "p50 ms": p50, "p99 ms": p99, **times, **others})
+        console.print(
+            f"beside {name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, {others['requests/s beside']:.1f} requests/s"
+        )
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen2_5_vl", help="A folder, or a family of tests.checkpoints.")
+    parser.add_argument("--borrow", default=BORROW, help="Ways to borrow, comma-separated.")
     parser.add_argument("--seconds", type=float, default=8.0, help="Of each load.")
     parser.add_argument("--json", type=Path, help="Write the table there, too.")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for borrow in BORROW:
+    for borrow in options.borrow.split(","):
         console.print(f"borrow: {borrow} …")
         with Greenroom(folder_of(options.model).resolve(), engine=True, borrow=borrow) as server:
             gaps_s(server.url, 2.0)
