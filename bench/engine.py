@@ -4,7 +4,7 @@
     python -m bench.engine --size 3b      a 3B-class Qwen2.5-VL, bfloat16, on a GPU, beside its memory-bandwidth bound
 
 Weights are random and built here; prompts are noise: 64 tokens of text and one picture of 64 tokens. The second turn of
-a conversation about four pictures is measured with small ones, too, and with such as 1280x720 becomes.
+a conversation about four pictures is measured with those and, on a GPU, with such as 1280x720 becomes.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Size:
     concurrency: tuple[int, ...]
     tokens: int
     kv_cache_bytes: int
+    pictures: tuple[tuple[int, int], ...]  # of the second turn's conversations, in tokens
 
 
 SIZES = {
@@ -63,7 +64,7 @@ SIZES = {
             "intermediate_size": 2048, "vocab_size": 4096, "rope_parameters": {"mrope_section": [8, 12, 12]},
         },
         {"hidden_size": 128, "depth": 4, "num_heads": 4, "intermediate_size": 256, "fullatt_block_indexes": [1, 3]},
-        (1, 8, 16), 128, 256 << 20,
+        (1, 8, 16), 128, 256 << 20, (PICTURE,),
     ),
     "3b": Size(
         {
@@ -71,7 +72,7 @@ SIZES = {
             "intermediate_size": 11008, "vocab_size": 151936, "rope_parameters": {"mrope_section": [16, 24, 24]},
         },
         {"hidden_size": 1280, "depth": 32, "num_heads": 16, "intermediate_size": 3420},
-        (1, 8, 32), 128, 8 << 30,
+        (1, 8, 32), 128, 8 << 30, (PICTURE, LARGE),
     ),
 }  # fmt: skip
 
@@ -209,7 +210,7 @@ async def bench(size: Size, folder: Path, device: str, dtype: torch.dtype) -> No
     report(start_s=round(time.perf_counter() - begun, 2), warmup_s=(await engine.stats()).warmup_s)
     load, alone = Load(engine, size.tokens), Sequential(folder, device, dtype, size.tokens)
     rates, firsts, sequential = await rounds(size, load, alone)
-    for grid in (PICTURE, LARGE):
+    for grid in size.pictures:
         await second_turn(engine, load, grid)
     await engine.close()
     report(sequential_generate_tokens_per_s=round(sequential, 1))
