@@ -65,11 +65,16 @@ def grid(size: ImageSize, longest: int, step: int) -> tuple[int, int]:
     """Rows and columns of tokens of an image that is shrunk into a square of `longest` pixels, then filled up to steps.
 
     The formula of Pixtral's image processor.
+
+    Raises:
+        ValueError: It is so thin that nothing of it would be left, which that processor cannot resize either.
     """
     excess = max(size.height / longest, size.width / longest)
     height, width = size.height, size.width
     if excess > 1:
         height, width = math.floor(height / excess), math.floor(width / excess)
+    if min(height, width) < 1:
+        raise ValueError(f"its sides of {size.width} and {size.height} pixels are too unlike")
     return (height - 1) // step + 1, (width - 1) // step + 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,31 @@ def test_a_layout_needs_no_pixels(family: str, renderer_of: RendererOf) -> None:
     assert prompt.token_ids == renderer_of(family).layout(chat(user(image("rgb-640x480.jpg"), "What?"))).token_ids
     with pytest.raises(MediaError):
         render(renderer_of(family), request)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+@pytest.mark.parametrize(("width", "height"), [(1, 1100), (3000, 1), (1, 9000)])
+def test_a_thread_of_pixels_is_laid_out_as_it_is_rendered_or_refused_by_both(
+    family: str, width: int, height: int, renderer_of: RendererOf
+) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), "green").save(stream, "PNG")
+    renderer = renderer_of(family)
+    before = [image("rgb-28x28.png")] if renderer.family.max_items != 1 else []
+    request = chat(user(*before, ImagePart(data=stream.getvalue()), "What?"))
+
+    def outcome(rendering: Callable[[], RenderedPrompt]) -> RenderedPrompt | tuple[str, int | None, int]:
+        try:
+            return rendering().layout()
+        except MediaError as error:
+            return str(error), error.index, error.status
+
+    laid_out = outcome(lambda: renderer.layout(request))
+    assert laid_out == outcome(lambda: render(renderer, request))
+    if isinstance(laid_out, RenderedPrompt):
+        assert all(item.range.num_embeds > 0 for item in laid_out.items)
+    else:
+        assert laid_out[1:] == (len(before), 400)
 
 
 @pytest.mark.parametrize("family", IMAGE_FAMILIES)

@@ -15,7 +15,10 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.idefics3.image_processing_pil_idefics3 import (
     get_resize_output_image_size as enlarged_for_idefics3,
 )
-from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
+from transformers.models.pixtral.image_processing_pil_pixtral import (
+    PixtralImageProcessorPil,
+    get_resize_output_image_size,
+)
 
 from renderer.conversation import CompletionRequest
 from renderer.families.gemma3 import Gemma3, merge_newlines, pan_and_scan_crops
@@ -73,8 +76,22 @@ def test_grid_of_pixtral(width: int, height: int, expected: tuple[int, int]) -> 
 def test_the_grid_of_pixtral_is_hugging_faces(size: ImageSize, setting: tuple[int, int]) -> None:
     longest, step = setting
     expected = get_resize_output_image_size(pixels(size), longest, step, "channels_first")
-    rows, columns = grid(size, longest, step)
-    assert (rows * step, columns * step) == expected
+    if 0 in expected:
+        with pytest.raises(ValueError, match="too unlike"):
+            grid(size, longest, step)
+    else:
+        rows, columns = grid(size, longest, step)
+        assert (rows * step, columns * step) == expected
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1100), (1100, 1), (2, 5000), (9000, 3)])
+def test_what_is_too_thin_for_the_grid_of_pixtral_is_too_thin_for_hugging_face(width: int, height: int) -> None:
+    size = ImageSize(width, height)
+    processor = PixtralImageProcessorPil(size={"longest_edge": 1024}, patch_size={"height": 16, "width": 16})
+    with pytest.raises(ValueError, match="Size must contain"):
+        processor([np.ascontiguousarray(pixels(size))], input_data_format="channels_first")
+    with pytest.raises(ValueError, match=f"{width} and {height} pixels are too unlike"):
+        grid(size, 1024, 16)
 
 
 @pytest.mark.parametrize(
