@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import httpx
@@ -16,6 +16,7 @@ from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from engine.remote_config import RemoteEngineConfig
 from engine.remote_server import Server, ServerPool
 from engine.remote_wire import Wire, read_cached_tokens, read_event
+from engine.requests import Aborted, Requests, UnderWay
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import (
@@ -45,6 +46,7 @@ class RemoteEngine:
         self._pool = ServerPool(config)
         self._wire: Wire | None = None
         self._max_model_len = 0
+        self._requests = Requests()
         self._placed: dict[str, Server] = {}
         self._counters = EngineStats()
 
@@ -84,19 +86,28 @@ class RemoteEngine:
         try:
             check_length(prompt, params, self.max_model_len)
             self._count(requests=1, prompt_tokens=len(prompt.token_ids))
-            outputs = continued(params, prior_output_ids, lambda plan: self._outputs(prompt, plan, request_id))
-            async with aclosing(outputs):
-                async for output in outputs:
-                    self._count(output_tokens=len(output.token_ids))
-                    yield output
+            with self._requests.under_way(request_id) as request:
+
+                def run(plan: Continuation) -> AsyncGenerator[EngineOutput]:
+                    return self._outputs(prompt, plan, request_id, request)
+
+                async with aclosing(continued(params, prior_output_ids, run)) as outputs:
+                    async for output in outputs:
+                        self._count(output_tokens=len(output.token_ids))
+                        yield output
+        except Aborted:
+            self._count(aborted=1)
+            yield EngineOutput((), "abort")
         finally:
             if prompt.lease is not None:
                 prompt.lease.close()
 
     async def abort(self, request_id: str) -> None:
+        """End a request here, wherever it is on its way, and at the server that has it, if one has."""
         server = self._placed.get(request_id)
-        if server is not None:
-            await self._pool.post(server, _ABORT, {"request_ids": [_ID_PREFIX + request_id]})
+        if self._requests.abort(request_id) and server is not None:
+            with suppress(EngineDeadError):
+                await self._pool.post(server, _ABORT, {"request_ids": [_ID_PREFIX + request_id]})
 
     async def health(self) -> None:
         """Ask the servers, unless one has answered a moment ago.
@@ -134,43 +145,51 @@ class RemoteEngine:
         await self._pool.close()
 
     async def _outputs(
-        self, prompt: RenderedPrompt, plan: Continuation, request_id: str
+        self, prompt: RenderedPrompt, plan: Continuation, request_id: str, request: UnderWay
     ) -> AsyncGenerator[EngineOutput]:
-        body = await asyncio.to_thread(self._started().body, prompt, plan.appended, plan.params, request_id)
-        server, response = await self._pool.open(body)
+        async with request.step():
+            body = await asyncio.to_thread(self._started().body, prompt, plan.appended, plan.params, request_id)
+            server, response = await self._pool.open(body)
         self._placed[request_id] = server
         self._count(tensors_received=len(prompt.items), tensor_bytes_received=sum(i.nbytes for i in prompt.items))
         ended = False
         try:
             with self._pool.turn(server):
                 async with aclosing(self._read(server, response, plan.params)) as outputs:
-                    async for output in outputs:
+                    while not ended:
+                        async with request.step():
+                            output = await anext(outputs)
                         ended = output.finish_reason is not None
                         self._count(cached_tokens=output.num_cached_tokens)
                         yield output
         finally:
-            self._count(aborted=not ended or output.finish_reason == "abort")
+            self._count(aborted=not ended and not request.is_aborted)
             self._placed.pop(request_id, None)
             await response.aclose()
 
     async def _read(
         self, server: Server, response: httpx.Response, params: SamplingParams
     ) -> AsyncGenerator[EngineOutput]:
-        """The outputs of an answer.
+        """The outputs of an answer, the last one with its reason.
 
         Raises:
-            EngineDeadError: It breaks off.
+            EngineDeadError: It breaks off, or the server ends it.
             EngineError: The server fails on this request.
         """
         ended = False
         try:
             async for output in _outputs_of(response, params):
+                if output.finish_reason == "abort":  # nobody here has asked for it: the server is shutting down
+                    raise EngineDeadError("the server ended the request")
                 ended = output.finish_reason is not None
                 yield output
         except httpx.HTTPError as error:
             raise self._pool.lost(server) from error
         except OverloadedError as error:
             raise EngineDeadError(error.message) from error
+        except EngineDeadError:
+            server.failed()
+            raise
         except EngineError as error:
             raise await self._pool.judged(server, error) from error
         if not ended:

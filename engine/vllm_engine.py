@@ -13,6 +13,7 @@ from typing import Any
 from engine.continuation import Continuation, continued
 from engine.limits import check_length
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
+from engine.requests import Aborted, Requests, UnderWay
 from engine.vllm_adapter import engine_input, engine_output, is_failed, vllm_params
 from engine.vllm_config import VllmEngineConfig
 from engine.vllm_core import VllmCore, own_errors
@@ -49,11 +50,14 @@ class _Sent:
         """
         try:
             with own_errors():
-                return self.queue.get_nowait() or await self.queue.get()
+                output = self.queue.get_nowait() or await self.queue.get()
         except EngineError as error:
             if self.core.is_alive:
                 raise
             raise EngineDeadError(error.message) from error
+        if output.finished and output.outputs[0].finish_reason == "abort":
+            raise EngineDeadError("vLLM is shutting down")  # nobody has asked it for that
+        return output
 
 
 class VllmEngine:
@@ -69,6 +73,7 @@ class VllmEngine:
         self._order = asyncio.Lock()
         self._core: VllmCore | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._requests = Requests()
         self._counters = EngineStats()
         self._weights: str | None = None
 
@@ -102,19 +107,24 @@ class VllmEngine:
             core = self._serving()
             check_length(prompt, params, core.max_model_len)
             self._count(requests=1, prompt_tokens=len(prompt.token_ids))
-            outputs = continued(params, prior_output_ids, lambda plan: self._outputs(core, prompt, plan, request_id))
-            async with aclosing(outputs):
-                async for output in outputs:
-                    self._count(output_tokens=len(output.token_ids))
-                    yield output
+            with self._requests.under_way(request_id) as request:
+
+                def run(plan: Continuation) -> AsyncGenerator[EngineOutput]:
+                    return self._outputs(core, prompt, plan, request_id, request)
+
+                async with aclosing(continued(params, prior_output_ids, run)) as outputs:
+                    async for output in outputs:
+                        self._count(output_tokens=len(output.token_ids))
+                        yield output
+        except Aborted:
+            self._count(aborted=1)
+            yield EngineOutput((), "abort")
         finally:
             if prompt.lease is not None:
                 prompt.lease.close()
 
     async def abort(self, request_id: str) -> None:
-        core = self._core
-        if core is not None and core.is_alive:
-            await core.llm.abort(request_id)
+        self._requests.abort(request_id)
 
     async def health(self) -> None:
         self._serving()
@@ -179,25 +189,27 @@ class VllmEngine:
             await core.close()
 
     async def _outputs(
-        self, core: VllmCore, prompt: RenderedPrompt, plan: Continuation, request_id: str
+        self, core: VllmCore, prompt: RenderedPrompt, plan: Continuation, request_id: str, request: UnderWay
     ) -> AsyncGenerator[EngineOutput]:
-        sent = await self._send(core, prompt, plan, request_id)
+        async with request.step():
+            sent = await self._send(core, prompt, plan, request_id)
         output = None
         try:
-            output = await sent.next()
-            if is_failed(output) and any(item.by_reference for item in sent.items):
-                sent, output = await self._send_again(sent, prompt, plan, request_id), None
+            async with request.step():
                 output = await sent.next()
+                if is_failed(output) and any(item.by_reference for item in sent.items):
+                    sent, output = await self._send_again(sent, prompt, plan, request_id), None
+                    output = await sent.next()
             self._count(cached_tokens=min(output.num_cached_tokens or 0, len(prompt.token_ids)))
             while True:
                 yield engine_output(output, plan.params, len(prompt.token_ids))
                 if output.finished:
-                    self._count(aborted=output.outputs[0].finish_reason == "abort")
                     return
-                output = await sent.next()
+                async with request.step():
+                    output = await sent.next()
         finally:
             if core.is_alive and (output is None or not output.finished):
-                self._count(aborted=1)
+                self._count(aborted=not request.is_aborted)
                 await core.llm.abort(sent.queue.request_id, internal=True)
 
     async def _send(self, core: VllmCore, prompt: RenderedPrompt, plan: Continuation, request_id: str) -> _Sent:

@@ -46,6 +46,7 @@ class FakeServer:
         self.is_healthy = True
         self.asked = 0
         self.held = asyncio.Event()
+        self.left = asyncio.Event()
         self.url = ""
 
     def app(self) -> Starlette:
@@ -85,12 +86,22 @@ class FakeServer:
                 return _error(500, "Internal server error")
             case "overloaded":
                 return _error(503, "too many requests")
-        return StreamingResponse(self._events(body), media_type="text/event-stream")
+            case "waits":
+                await self._until_left(request)
+        return StreamingResponse(self._events(body, request), media_type="text/event-stream")
+
+    async def _until_left(self, request: Request) -> None:
+        """Nothing comes of a request before its client has gone, as vLLM itself does it."""
+        while not await request.is_disconnected():  # noqa: ASYNC110  # starlette tells nobody
+            await asyncio.sleep(0.01)
+        self.left.set()
 
     def _probed(self) -> Response:
         return _error(403, "disabled") if self.behaviour == "closed" else _error(400, "token_ids is missing")
 
-    async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def _events(self, body: dict[str, Any], request: Request) -> AsyncIterator[bytes]:
+        if self.behaviour == "prefills":
+            await self._until_left(request)
         left = [token for token in TOKENS if token not in body["token_ids"]][: body["sampling_params"]["max_tokens"]]
         for index, token in enumerate(left):
             is_last = index == len(left) - 1
@@ -355,6 +366,50 @@ async def test_abort_reaches_the_server_that_has_the_request() -> None:
         assert reasons == [None, "abort"]
         assert server.aborted[0] == "generate-tokens-r"
         assert (await engine.stats()).aborted == 1
+
+
+@pytest.mark.parametrize("behaviour", ["waits", "prefills"])
+async def test_an_abort_before_the_first_output_ends_the_request_here_and_at_its_server(behaviour: str) -> None:
+    async with serving(FakeServer(behaviour)) as server, engine_of(server.url) as engine:
+        asked = asyncio.create_task(ask(engine))
+        async with asyncio.timeout(20):
+            while not server.bodies:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await engine.abort("r")
+            assert [output.finish_reason for output in await asked] == ["abort"]
+            if behaviour == "waits":
+                await server.left.wait()
+        stats = await engine.stats()
+        assert (stats.aborted, stats.running) == (1, 0)
+        assert not engine._requests._by_id
+        assert not engine._placed
+
+
+async def test_an_abort_at_the_very_beginning_is_not_lost() -> None:
+    async with serving(FakeServer()) as server, engine_of(server.url) as engine:
+        asked = asyncio.create_task(ask(engine))
+        await asyncio.sleep(0)
+        await engine.abort("r")
+        assert [output.finish_reason for output in await asked] == ["abort"]
+        assert server.bodies == []
+
+
+async def test_what_was_made_before_an_abort_came_is_left_out() -> None:
+    async with serving(FakeServer()) as server, engine_of(server.url) as engine:
+        reasons = []
+        async for output in engine.generate(RenderedPrompt((1, 2)), PARAMS, request_id="r"):
+            reasons.append(output.finish_reason)
+            await engine.abort("r")
+        assert reasons == [None, "abort"]
+
+
+async def test_a_server_that_ends_a_request_by_itself_is_going_down() -> None:
+    async with serving(FakeServer("holds")) as server, engine_of(server.url) as engine:
+        server.held.set()
+        tokens: list[int] = []
+        with pytest.raises(EngineDeadError):
+            await _read_into(tokens, engine.generate(RenderedPrompt((1, 2)), PARAMS, request_id="r"))
+        assert tuple(tokens) == TOKENS[:1]
 
 
 async def test_a_server_without_token_routes_is_found_at_start() -> None:

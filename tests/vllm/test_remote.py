@@ -93,6 +93,10 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.1)
 
 
+async def idle(far: Far) -> bool:
+    return not any([await figure(url, "vllm:num_requests_running") for url in far.urls])
+
+
 @pytest.mark.parametrize("pictures", [(), (1,), (2, 3), (4, 4, 5)])
 async def test_tokens_are_those_of_the_servers_own_chat(far: Far, pictures: tuple[int, ...]) -> None:
     ours = ids_of(await far.ask(await far.render("What is it?", *pictures)))
@@ -152,13 +156,23 @@ async def test_a_schema_is_followed(far: Far) -> None:
     assert re.match(r'\s*\{\s*"n"\s*:\s*(1|22)?', text), text
 
 
-async def test_an_aborted_request_ends_with_that_reason(far: Far) -> None:
+async def test_an_aborted_request_ends_with_that_reason_and_at_the_server(far: Far) -> None:
+    """However fast the servers are: what was made before the abort came is left out."""
+    before = [await tokens_made(url) for url in far.urls]
+    prompt = await far.render("Long")
+    early = asyncio.create_task(far.ask(prompt, LONG))
+    while not far.engine._requests._by_id:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await far.engine.abort("r")
+    assert [output.finish_reason for output in await early] == ["abort"]
     reasons = []
-    async for output in far.engine.generate(await far.render("Long"), LONG, request_id="long"):
+    async for output in far.engine.generate(prompt, LONG, request_id="long"):
         reasons.append(output.finish_reason)
-        if len(reasons) == 1:
-            await far.engine.abort("long")
+        await far.engine.abort("long")
     assert reasons[-1] == "abort"
+    await until(lambda: idle(far))
+    after = [await tokens_made(url) for url in far.urls]
+    assert sum(after) - sum(before) < 2 * LONG.max_tokens
 
 
 async def test_a_request_whose_reader_leaves_ends_at_the_server(far: Far) -> None:
@@ -166,11 +180,7 @@ async def test_a_request_whose_reader_leaves_ends_at_the_server(far: Far) -> Non
         async for _ in outputs:
             break
     before = [await tokens_made(url) for url in far.urls]
-
-    async def idle() -> bool:
-        return not any([await figure(url, "vllm:num_requests_running") for url in far.urls])
-
-    await until(idle)
+    await until(lambda: idle(far))
     after = [await tokens_made(url) for url in far.urls]
     assert sum(after) - sum(before) < LONG.max_tokens / 2
 

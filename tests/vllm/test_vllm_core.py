@@ -64,3 +64,12 @@ async def test_an_error_among_the_outputs_is_a_death(rig: Rig, monkeypatch: pyte
     with pytest.raises(EngineDeadError):
         await rig.engine.health()
     await serves_again(rig, restarts, answer)
+
+
+async def test_closing_ends_streams_that_still_run(rig: Rig) -> None:
+    outputs = await stream(rig)
+    reading = asyncio.create_task(read(outputs))
+    await rig.engine.close()
+    with pytest.raises(EngineDeadError):
+        async with asyncio.timeout(ENDS_S):
+            await reading
