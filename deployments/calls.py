@@ -134,10 +134,15 @@ class TokenizeCall:
 
 @dataclass(frozen=True, slots=True)
 class BorrowCall:
-    """Process one item for another replica, whose cache lacks it and decides alone what becomes of it."""
+    """Process one item for another replica, whose cache lacks it and decides alone what becomes of it.
+
+    Attributes:
+        counted: Whether the caller is of the same tier, where its request counts as work under way, this item with it.
+    """
 
     item: MediaItem
     skip_mm_cache: bool
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,8 @@ class RenderOnly:
         renderer, item = self.renderer, call.item
         processor = renderer.readonly_mm_processor if call.skip_mm_cache else renderer.mm_processor
         family = renderer.family.with_options(item.options)
-        with self.record.request("borrowed"), self.waiting.under_way(item_seconds(item)):
+        seconds = 0.0 if call.counted else item_seconds(item)
+        with self.record.request("borrowed"), self.waiting.under_way(seconds):
             return await asyncio.wrap_future(processor.submit(item, family))
 
     async def derender(self, call: DerenderCall) -> Reply[tuple[Derendered, ...]]:

@@ -59,7 +59,7 @@ class RenderTier:
         detach()
         expected = self._sizes.expected(item)
         by_reference = crosses_by_reference(len(item.data or b""), 0, expected > TENSORS_BY_VALUE_BYTES)
-        call = BorrowCall(item, self._skip_mm_cache)
+        call = BorrowCall(item, self._skip_mm_cache, counted=self._itself)
         processed: ProcessedItem = await self._tier.call("process_item", call, by_reference=by_reference)
         self._sizes.learn(item, processed.nbytes)
         return processed

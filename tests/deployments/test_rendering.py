@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from deployments.backends import LocalBackend
-from deployments.calls import Envelope, RenderCall, SamplingRequest
+from deployments.calls import BorrowCall, Envelope, RenderCall, SamplingRequest
 from deployments.config import GreenroomConfig
 from deployments.front import Front
 from deployments.http.routes import http_app
@@ -25,7 +25,8 @@ from deployments.rendering import RenderOnly
 from renderer.conversation import ChatRequest, ImagePart, Message
 from renderer.fetch import MediaFetcher
 from renderer.fetch_config import FetchConfig
-from renderer.image import ImageHeader, read_header
+from renderer.image import ImageHeader, ImageLimits, read_header
+from renderer.media import MediaItem
 from renderer.renderer import Renderer
 from tests.renderer.hostile_server import (
     OK,
@@ -291,3 +292,13 @@ async def test_only_headers_of_a_few_images_are_read_on_the_event_loop(
     await replica.render(RenderCall(request, SamplingRequest(), Envelope("id"), skip_mm_cache=True, tensors=tensors))
     assert len(threads) == images
     assert all((thread is threading.main_thread()) == inline for thread in threads)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+async def test_an_item_is_work_where_its_request_is_not_counted_already(replica: RenderOnly, counted: bool) -> None:
+    header = read_header(PNG, 0, ImageLimits(max_bytes=MAX_BYTES, max_pixels=MAX_BYTES))
+    item = MediaItem(0, PNG, header, header.size, "hash", "key")
+    replica.waiting.mean()
+    processed = await replica.process_item(BorrowCall(item, skip_mm_cache=False, counted=counted))
+    assert processed.nbytes > 0
+    assert (replica.waiting.mean() > 0) is not counted

@@ -77,6 +77,13 @@ async def test_a_tier_of_none_is_not_asked_until_it_has_a_replica() -> None:
     assert (handle.reports, tier.replicas()) == (2, 1)
 
 
+@pytest.mark.parametrize("itself", [False, True])
+async def test_items_of_the_tiers_own_requests_are_called_counted(itself: bool) -> None:
+    handle = Handle(2, SMALL)
+    await (await reached(handle, itself)).process(item())
+    assert [call.counted for call in handle.calls] == [itself]
+
+
 @pytest.mark.parametrize(("nbytes", "later"), [(SMALL, False), (LARGE, True)])
 async def test_tensors_cross_by_reference_unless_those_of_that_size_were_small(nbytes: int, later: bool) -> None:
     handle = Handle(1, nbytes)
