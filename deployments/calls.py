@@ -95,6 +95,7 @@ class Envelope:
 
     Attributes:
         reasoning_ended: True where no reasoning is wanted in the answer.
+        token_offsets: Whether the answer tells where in its text each token of a prompt stands.
     """
 
     request_id: str
@@ -103,6 +104,7 @@ class Envelope:
     stream_options: Mapping[str, bool] | None = None
     priority: int = 0
     reasoning_ended: bool | None = None
+    token_offsets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

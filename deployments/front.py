@@ -30,7 +30,7 @@ from deployments.backends import Backend
 from deployments.bodies.chat import ChatBody, RenderChatBody
 from deployments.bodies.completion import CompletionBody
 from deployments.bodies.generate import AbortBody, GenerateBody, RenderTokensBody
-from deployments.bodies.generation import MAX_TOP_LOGPROBS, StreamOptions
+from deployments.bodies.generation import MAX_TOP_LOGPROBS, GenerationBody, StreamOptions
 from deployments.bodies.strict import Data, parse
 from deployments.bodies.tokenize import DetokenizeBody, TokenizeChatBody, parse_tokenize
 from deployments.calls import (
@@ -350,7 +350,8 @@ class Front:
         body = asked.body
         options = None if body.stream_options is None else body.stream_options.model_dump()
         ended = isinstance(body, ChatBody) and not body.include_reasoning
-        envelope = Envelope(asked.request_id, body.model, body.stream, options, body.priority, ended or None)
+        offsets = isinstance(body, GenerationBody) and body.return_token_offsets
+        envelope = Envelope(asked.request_id, body.model, body.stream, options, body.priority, ended or None, offsets)
         skip = decision.skip_mm_cache or False
         tensors = tensors and decision.pixels
         longest = self.backend.max_model_len

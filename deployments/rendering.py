@@ -35,9 +35,10 @@ from deployments.work import call_seconds, item_seconds
 from engine.protocol import SamplingParams
 from renderer.caches import CacheStats, MediaCache, ProcessedItem
 from renderer.config import RendererConfig
-from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest, media_of
+from renderer.conversation import ChatRequest, CompletionRequest, FeaturesRequest, TokensRequest, media_of
 from renderer.fetch import MediaFetcher
 from renderer.items import ItemSource
+from renderer.offsets import Offsets, token_offsets
 from renderer.prompt import RenderedPrompt
 from renderer.remote_media import with_media
 from renderer.renderer import Renderer
@@ -109,7 +110,7 @@ class RenderOnly:
         def work(call: RenderCall, clock: Clock) -> Pieces:
             prompts = self._rendered(call, clock)
             params = [self._params(call, prompt) for prompt in prompts]
-            answer = render_answer(call, prompts, params, self._codec)
+            answer = render_answer(call, prompts, params, self._codec, self._offsets(call))
             clock.lap("write")
             return answer
 
@@ -226,6 +227,11 @@ class RenderOnly:
         clock.lap("render")
         count_items(self.record.tier, prompts, call.tensors)
         return tuple(prompt.without_lease() for prompt in prompts)
+
+    def _offsets(self, call: RenderCall) -> tuple[Offsets | None, ...] | None:
+        if not call.envelope.token_offsets or isinstance(call.request, TokensRequest):
+            return None
+        return token_offsets(self.renderer, call.request)
 
     def _params(self, call: RenderCall, prompt: RenderedPrompt) -> SamplingParams:
         defaults, length = self.renderer.generation_defaults, len(prompt.token_ids)

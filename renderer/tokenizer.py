@@ -48,11 +48,24 @@ class Tokenizer:
         Raises:
             RequestError: As for `encode`.
         """
+        ids: list[int] = self._tail(text, add_special_tokens, limit).ids
+        return ids
+
+    def offsets(self, text: str, add_special_tokens: bool, limit: int | None = None) -> tuple[tuple[int, int], ...]:
+        """Where each token of a text, or of its tail, stands: its first character and the one behind its last.
+
+        Raises:
+            RequestError: As for `encode`.
+        """
+        if limit is None:
+            return tuple(self._encoding(text, add_special_tokens).offsets)
+        return tuple(self._tail(text, add_special_tokens, limit).offsets)
+
+    def _tail(self, text: str, add_special_tokens: bool, limit: int) -> Any:
         encoding = self._encoding(text, False)
         added = self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0
         encoding.truncate(max(0, limit - added), direction="left")
-        ids: list[int] = self._backend.post_process(encoding, None, add_special_tokens).ids
-        return ids
+        return self._backend.post_process(encoding, None, add_special_tokens)
 
     def _encoding(self, text: str, add_special_tokens: bool) -> Any:
         try:

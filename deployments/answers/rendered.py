@@ -21,6 +21,7 @@ from renderer.base64_parts import base64_parts
 from renderer.conversation import CompletionRequest, TokensRequest
 from renderer.embed_runs import embed_runs
 from renderer.family import Field
+from renderer.offsets import Offsets
 from renderer.prompt import PromptItem, RenderedPrompt
 from renderer.wire import FloatType, encode_metadata, item_parts
 
@@ -60,17 +61,19 @@ def render_answer(
     prompts: Sequence[RenderedPrompt],
     params: Sequence[SamplingParams],
     codec: ItemCodec,
+    offsets: Sequence[Offsets | None] | None = None,
 ) -> list[Piece]:
     """One generate request for a chat or for token ids, a list of them for completions; in pieces.
 
     Args:
         params: What an engine would be told, one for each prompt.
+        offsets: Where the tokens of each prompt stand in its text, where that is asked for.
     """
     envelope, sampling = call.envelope, call.sampling
     ids = _ids(call, len(prompts))
     requests = [
-        _generate_request(request_id, envelope, sampling, prompt, own, codec, call.form)
-        for request_id, prompt, own in zip(ids, prompts, params, strict=True)
+        _generate_request(request_id, envelope, sampling, prompt, own, codec, call.form, places)
+        for request_id, prompt, own, places in zip(ids, prompts, params, offsets or [None] * len(ids), strict=True)
     ]
     several = isinstance(call.request, CompletionRequest)
     return coalesced(_json_pieces(requests, several) if call.form == "json" else _packed_pieces(requests, several))
@@ -153,11 +156,12 @@ def _generate_request(
     params: SamplingParams,
     codec: ItemCodec,
     form: AnswerForm,
+    offsets: Offsets | None,
 ) -> _GenerateRequest:
     fields = {
         "request_id": request_id,
         "token_ids": prompt.token_ids,
-        "token_offsets": None,
+        "token_offsets": offsets,
         "content_parts": None,
         "sampling_params": _sampling_params(sampling, params, envelope.stream),
         "model": envelope.model,

@@ -115,6 +115,7 @@ class GenerationBody(Body, EngineFields):
         "ec_transfer_params": ({},),
         "return_token_ids": (False,),
         "return_tokens_as_token_ids": (False,),
+        "return_token_offsets": (False,),
     }
 
     max_tokens: int | None = None
@@ -146,6 +147,7 @@ class GenerationBody(Body, EngineFields):
     ec_transfer_params: dict[str, Any] = Field(default_factory=dict)
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
+    return_token_offsets: bool = False
 
     @model_validator(mode="after")
     def _stream_options_belong_to_streams(self) -> Self:

@@ -40,7 +40,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "media_io_kwargs": ({},),
     "modalities": (["text"],),
-    "return_token_offsets": (False,),
     "suffix": ("",),
     "use_beam_search": (False,),
     "verbosity": ("medium",),

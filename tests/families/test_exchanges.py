@@ -38,8 +38,6 @@ INTERNAL = ("output_text_buffer_length", "skip_clone", "skip_reading_prefix_cach
 REFUSED_HERE = {
     "chat: echo": "echo", "chat: echo with logprobs": "echo", "completion: echo": "echo",
     "completion: echo with logprobs": "echo", "completion: echo without a word": "echo",
-    "chat: return_token_offsets": "return_token_offsets", "completion: return_token_offsets": "return_token_offsets",
-    "completion: two prompts": "return_token_offsets",
 }  # fmt: skip
 KINDS = ("chat: ", "completion: ", "tokenize: ", "detokenize: ", "derender ")
 # A character that the end of the output cuts in half: the peer leaves it out, here it is U+FFFD.

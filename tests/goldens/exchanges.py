@@ -133,7 +133,6 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "ec_transfer_params": {"ec_transfer_params": {"a": 1}},
     "watermarking": {"watermarking": False},
     "routed_experts_prompt_start": {"routed_experts_prompt_start": 2},
-    "return_token_offsets": {"return_token_offsets": True},
     "length_penalty": {"length_penalty": 0.5},
     "return_token_ids": {"return_token_ids": True, "return_tokens_as_token_ids": True},
     "user": {"user": "me", "session_id": "s"},
@@ -150,6 +149,17 @@ _CHAT_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "parallel_tool_calls": {"parallel_tool_calls": False},
     "echo with logprobs": {"echo": True, "logprobs": True, "top_logprobs": 2},
 }
+_OFFSETS: Mapping[str, Mapping[str, Any]] = {
+    "offsets": {"return_token_offsets": True},
+    "offsets with special tokens": {"return_token_offsets": True, "add_special_tokens": True},
+    "offsets truncated": {"return_token_offsets": True, "truncate_prompt_tokens": 4},
+    "offsets truncated at the left": {
+        "return_token_offsets": True, "truncate_prompt_tokens": 4, "truncation_side": "left",
+    },
+    "offsets truncated at the right": {
+        "return_token_offsets": True, "truncate_prompt_tokens": 4, "truncation_side": "right",
+    },
+}  # fmt: skip
 _TEXT_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "logprobs": {"logprobs": 3},
     "no logprobs": {"logprobs": 0},
@@ -158,13 +168,14 @@ _TEXT_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "echo with logprobs": {"echo": True, "logprobs": 2},
     "echo without a word": {"echo": True, "max_tokens": 0},
     "suffix": {"suffix": "the end"},
-    "two prompts": {"prompt": ["Once", "upon a time"], "return_token_offsets": True},
+    "offsets of two prompts": {"prompt": ["Once", "upon a time"], "return_token_offsets": True},
+    "offsets of token ids": {"prompt": [5, 6], "return_token_offsets": True},
 }
 
 
 def _sampling(family: str) -> Iterator[Exchange]:
     """All fields of some families; of the others what their own generation defaults matter to."""
-    of_chats, of_texts = {**_FIELDS, **_CHAT_FIELDS}, {**_FIELDS, **_TEXT_FIELDS}
+    of_chats, of_texts = {**_FIELDS, **_OFFSETS, **_CHAT_FIELDS}, {**_FIELDS, **_OFFSETS, **_TEXT_FIELDS}
     if family not in _ALL_FIELDS_OF:
         of_chats = of_texts = {name: _FIELDS[name] for name in _OF_EVERY_FAMILY}
     for name, fields in of_chats.items():
@@ -196,8 +207,11 @@ def _tokenizing(family: str) -> Iterator[Exchange]:
     for name, body in texts.items():
         yield Exchange(f"tokenize: {name}", TOKENIZE, (body,))
     if family in IMAGE_FAMILIES:
-        body = {"messages": [message_body(user("See ", image(SMALL), " and say."))], "return_token_strs": True}
-        yield Exchange("tokenize: an image", TOKENIZE, (body,))
+        shown = {"messages": [message_body(user("See ", image(SMALL), " and say."))]}
+        yield Exchange("tokenize: an image", TOKENIZE, ({**shown, "return_token_strs": True},))
+        if family in _ALL_FIELDS_OF:
+            asked = {**shown, "return_token_offsets": True, "mm_payload": "none"}
+            yield Exchange("chat: offsets of an image", CHAT, (asked,))
     for name, tokens in {
         "a text": ids,
         "special tokens": [*ids, _end(family)],

@@ -66,6 +66,7 @@ ONLY_GENERATED: Mapping[str, Any] = {
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,
     "return_prompt_text": True,
+    "return_token_offsets": True,
     "include_reasoning": False,
 }
 
