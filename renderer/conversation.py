@@ -48,7 +48,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """Messages to render, and the options that shape their tokens."""
+    """Messages to render, and the options that shape their tokens.
+
+    Attributes:
+        truncate_prompt_tokens: -1 stands for the model's length, less one where there is to be `room_for_output`.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
@@ -62,17 +66,23 @@ class ChatRequest:
     mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
+    room_for_output: bool = False
     cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """Prompts to render, each a text or token ids that pass through unchanged."""
+    """Prompts to render, each a text or token ids that pass through unchanged.
+
+    Attributes:
+        truncate_prompt_tokens: As of a `ChatRequest`.
+    """
 
     prompts: tuple[str | tuple[int, ...], ...]
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
+    room_for_output: bool = False
     cache_salt: str | None = None
 
 

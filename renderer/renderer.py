@@ -237,10 +237,10 @@ class Renderer:
         limited = bounded and request.truncate_prompt_tokens is None
         token_ids = self._tokens(self.text(request), request.add_special_tokens, limited)
         draft = self._encode(token_ids, "messages", media, request, processor)
-        return draft.truncated(self._limit(request.truncate_prompt_tokens), request.truncation_side)
+        return draft.truncated(self._limit(request), request.truncation_side)
 
     def _draft_prompt(self, prompt: str | tuple[int, ...], request: CompletionRequest) -> Draft:
-        limit = self._limit(request.truncate_prompt_tokens)
+        limit = self._limit(request)
         token_ids: Sequence[int]
         if not isinstance(prompt, str):
             token_ids = prompt
@@ -261,8 +261,10 @@ class Renderer:
             validate.text_length(text, self.tokenizer.max_token_chars, self.max_model_len)
         return self.tokenizer.encode(text, add_special_tokens)
 
-    def _limit(self, truncate_prompt_tokens: int | None) -> int | None:
-        return self.max_model_len if truncate_prompt_tokens == -1 else truncate_prompt_tokens
+    def _limit(self, request: ChatRequest | CompletionRequest) -> int | None:
+        if request.truncate_prompt_tokens == -1:
+            return self.max_model_len - request.room_for_output
+        return request.truncate_prompt_tokens
 
     def _encode(
         self,

@@ -118,6 +118,7 @@ class ChatBody(GenerationBody, ConversationBody):
             chat_template_kwargs=self._template_kwargs(),
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             truncation_side=self.truncation_side,
+            room_for_output=self.max_tokens is not None or self.max_completion_tokens is not None,
             cache_salt=self.cache_salt,
         )
 

@@ -39,6 +39,7 @@ class CompletionBody(GenerationBody):
             add_special_tokens=self.add_special_tokens,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             truncation_side=self.truncation_side,
+            room_for_output=True,
             cache_salt=self.cache_salt,
         )
 

@@ -392,6 +392,18 @@ def test_truncation_keeps_one_end(shared: Renderer, options: dict[str, Any], kep
     assert prompt.token_ids == kept
 
 
+@pytest.mark.parametrize("room", [0, 1])
+def test_truncation_to_the_models_length_leaves_room_for_an_output_that_was_asked_for(room: int) -> None:
+    short = demo_renderer(max_model_len=20)
+    options: dict[str, Any] = {"truncate_prompt_tokens": -1, "room_for_output": bool(room)}
+    for prompt in (tuple(range(50)), "what a long text this is " * 9):
+        for side in (None, "left", "right"):
+            request = CompletionRequest((prompt,), truncation_side=side, **options)
+            assert len(short.render_completion(request)[0].token_ids) == 20 - room
+    assert len(short.render_chat(chat("what a long text this is " * 9, **options)).token_ids) == 20 - room
+    short.close()
+
+
 def test_truncation_never_cuts_into_an_image(shared: Renderer) -> None:
     whole = shared.render_chat(chat("before", image_part(), "after"))
     place = whole.items[0].range

@@ -237,6 +237,33 @@ async def test_a_prompt_as_long_as_the_context_leaves_no_token_to_generate(
     assert (error["code"], error["type"], error["param"]) == (400, LATER, "max_tokens")
 
 
+@pytest.mark.parametrize(
+    ("fields", "room"),
+    [({"max_tokens": 7}, 1), ({"max_completion_tokens": 7}, 1), ({"max_tokens": None}, 0), ({}, 0)],
+)
+async def test_a_conversation_truncated_to_the_context_leaves_room_for_an_output_that_is_asked_for(
+    http: httpx.AsyncClient, renderer: Renderer, fields: dict[str, Any], room: int
+) -> None:
+    long = {**hello(truncate_prompt_tokens=-1, **fields), "messages": say("word " * renderer.max_model_len)["messages"]}
+    response = await post(http, CHAT, long)
+    if room:
+        assert response.status_code == 200, response.text
+        assert len(response.json()["token_ids"]) == renderer.max_model_len - 1
+        assert response.json()["sampling_params"]["max_tokens"] == 1
+    else:
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "max_tokens")
+
+
+async def test_a_completion_truncated_to_the_context_leaves_room_for_its_output(
+    http: httpx.AsyncClient, renderer: Renderer
+) -> None:
+    prompts = [[1] * (renderer.max_model_len + 1), "word " * renderer.max_model_len]
+    for prompt in prompts:
+        (answer,) = (await post(http, TEXT, {"prompt": prompt, "truncate_prompt_tokens": -1})).json()
+        assert len(answer["token_ids"]) == renderer.max_model_len - 1
+        assert answer["sampling_params"]["max_tokens"] == 1
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize", "/v1/chat/completions/derender"])
 async def test_a_wrong_method_and_a_wrong_content_type(http: httpx.AsyncClient, path: str) -> None:
     assert (await http.get(path)).status_code == 405
