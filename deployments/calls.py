@@ -269,6 +269,7 @@ class Delta:
     Attributes:
         finish_reason: None until the choice's last delta.
         stop_reason: The stop string or stop token that ended it, None for the model's own end of sequence.
+        late_cached_tokens: Prompt tokens of the prefix cache that the engine told of after `Started`.
     """
 
     index: int
@@ -277,6 +278,7 @@ class Delta:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: tuple[LogprobEntry, ...] = ()
+    late_cached_tokens: int = 0
 
 
 Event = Started | Delta

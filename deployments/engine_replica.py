@@ -98,6 +98,7 @@ class EngineReplica(RenderOnly):
 
     async def _events(self, call: GenerateCall, clock: Clock) -> AsyncGenerator[Event]:
         prompts = await self._prompts(call)
+        cached = 0
         clock.lap("render")
         with ExitStack() as waiting, ExitStack() as decoding:
             waiting.enter_context(self._prompt_tokens.under_way(len(prompts[0].token_ids)))
@@ -110,18 +111,23 @@ class EngineReplica(RenderOnly):
                             waiting.close()
                             decoding.enter_context(self._decoding.under_way(len(call.choices)))
                             served = Served(self.record.tier, self.record.replica, clock.seconds)
-                            self._count(prompts[0], clock, texts)
-                            yield _started(call, served, prompts[0], texts, self.weights.version)
+                            cached = _cached_tokens(texts)
+                            self._count(prompts[0], clock, cached)
+                            yield _started(call, served, prompts[0], cached, self.weights.version)
+                        late = _cached_tokens(texts) - cached
+                        if late:
+                            cached += late
+                            count(metrics().cached_tokens, late)
+                            delta = replace(delta, late_cached_tokens=late)
                         yield delta
             finally:
                 for prompt in prompts:
                     _release(prompt)
 
-    def _count(self, prompt: RenderedPrompt, clock: Clock, texts: Sequence[ChoiceText]) -> None:
+    def _count(self, prompt: RenderedPrompt, clock: Clock, cached: int) -> None:
         observe_stages(self.record.tier, clock.seconds)
         count_items(self.record.tier, [prompt], True)
         count(metrics().prompt_tokens, len(prompt.token_ids))
-        cached = max(text.cached_tokens for text in texts)
         count(metrics().cached_tokens, cached)
         facts = {"prompt_tokens": len(prompt.token_ids), "cached_tokens": cached, "items": len(prompt.items)}
         log_facts("generation has begun", facts | {f"{stage}_s": spent for stage, spent in clock.seconds.items()})
@@ -279,10 +285,13 @@ class EngineReplica(RenderOnly):
         return measured(cast(AsyncGenerator[EngineOutput], outputs))
 
 
-def _started(
-    call: GenerateCall, served: Served, prompt: RenderedPrompt, texts: Sequence[ChoiceText], weights: str
-) -> Started:
-    started = Started(served, len(prompt.token_ids), max(text.cached_tokens for text in texts), weights)
+def _cached_tokens(texts: Sequence[ChoiceText]) -> int:
+    """Prompt tokens of the prefix cache, as far as the engine has told."""
+    return max(text.cached_tokens for text in texts)
+
+
+def _started(call: GenerateCall, served: Served, prompt: RenderedPrompt, cached: int, weights: str) -> Started:
+    started = Started(served, len(prompt.token_ids), cached, weights)
     if not call.return_prompt:
         return started
     return replace(started, token_ids=prompt.token_ids, ranges=tuple(item.range for item in prompt.items))

@@ -64,7 +64,7 @@ class ChoiceText:
     def feed(self, output: EngineOutput) -> Delta:
         """What an output adds. The text of the token that ends a choice is left out, as is all after a stop string."""
         ids = output.token_ids
-        self.cached_tokens = output.num_cached_tokens
+        self.cached_tokens = max(self.cached_tokens, output.num_cached_tokens)
         shown = self._shown(output)
         text, used = self._detokenize(shown)
         stop: int | str | None = self._detokenizer.stop_reason
@@ -121,6 +121,7 @@ def join(first: Delta, second: Delta) -> Delta:
         text=first.text + second.text,
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
+        late_cached_tokens=first.late_cached_tokens + second.late_cached_tokens,
     )
 
 

@@ -160,8 +160,9 @@ class RemoteEngine:
                         async with request.step():
                             output = await anext(outputs)
                         ended = output.finish_reason is not None
-                        self._count(cached_tokens=output.num_cached_tokens)
-                        yield output
+                        cached = min(output.num_cached_tokens, len(prompt.token_ids))  # not of what is appended
+                        self._count(cached_tokens=cached)
+                        yield replace(output, num_cached_tokens=cached)
         finally:
             self._count(aborted=not ended and not request.is_aborted)
             self._placed.pop(request_id, None)

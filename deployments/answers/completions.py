@@ -127,9 +127,11 @@ class Tally:
 
     def count(self, delta: Delta) -> None:
         self._output_tokens[delta.index] += len(delta.token_ids)
+        self._cached_tokens += delta.late_cached_tokens
 
     def usage(self) -> Usage:
-        return usage(self._prompt_tokens, sum(self._output_tokens.values()), self._cached_tokens)
+        cached = min(self._cached_tokens, self._prompt_tokens)  # two replicas may have told of one prompt
+        return usage(self._prompt_tokens, sum(self._output_tokens.values()), cached)
 
 
 async def whole(events: AsyncGenerator[Event], form: Form[A, Any]) -> Reply[A]:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -225,6 +226,34 @@ def test_an_item_that_is_gone_at_every_submission_crosses_with_its_tensors_in_th
     assert asyncio.run(answers(replica, call(chat(4)))) == [first]
     assert len(submissions) == MAX_RENDERINGS
     assert replica.caches["sender"].pinned == 0
+
+
+def test_cached_tokens_are_told_also_where_the_engine_tells_of_them_at_the_end(
+    replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = call(chat(4), SamplingRequest(max_tokens=4, temperature=1.0, seed=1, n=2, ignore_eos=True))
+
+    async def told() -> tuple[int, int]:
+        """With the first token, and afterwards."""
+        cached = [0, 0]
+        async for event in replica.generate(asked):
+            if isinstance(event, Delta):
+                cached[1] += event.late_cached_tokens
+            else:
+                cached[0] += event.cached_tokens
+        return cached[0], cached[1]
+
+    asyncio.run(told())
+    at_once, later = asyncio.run(told())
+    assert (at_once > 0, later) == (True, 0)
+    generate = replica.engine.generate
+
+    async def late(*rest: Any, **named: Any) -> AsyncIterator[EngineOutput]:
+        async for output in generate(*rest, **named):
+            yield output if output.finish_reason else replace(output, num_cached_tokens=0)
+
+    monkeypatch.setattr(replica.engine, "generate", late)
+    assert asyncio.run(told()) == (0, at_once)
 
 
 class LosesItsCore(EmbeddedEngine):

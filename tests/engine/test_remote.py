@@ -191,7 +191,7 @@ def ids_of(outputs: list[EngineOutput]) -> tuple[int, ...]:
 
 async def test_tokens_come_as_the_server_streams_them() -> None:
     async with serving(FakeServer()) as server, engine_of(server.url) as engine:
-        outputs = await ask(engine, params=dataclasses.replace(PARAMS, logprobs=1))
+        outputs = await ask(engine, RenderedPrompt((1,) * 40), dataclasses.replace(PARAMS, logprobs=1))
         assert ids_of(outputs) == TOKENS
         assert (outputs[-1].finish_reason, outputs[-1].num_cached_tokens) == ("length", 16)
         assert outputs[0].logprobs[0].top == ((TOKENS[0], -0.5),)

@@ -15,12 +15,14 @@ import psutil
 
 from tests.goldens.peer import peer
 
+_OPTIONS = ("--dtype", "float32", "--enable-prompt-tokens-details")
+
 
 @contextmanager
 def two_servers(model: Path) -> Iterator[tuple[str, ...]]:
     """Their addresses. Both compute in float32."""
     with ThreadPoolExecutor() as pool, ExitStack() as stack:
-        starting = [peer(Path(sys.prefix), model, engine=True, options=("--dtype", "float32")) for _ in range(2)]
+        starting = [peer(Path(sys.prefix), model, engine=True, options=_OPTIONS) for _ in range(2)]
         yield tuple(pool.map(stack.enter_context, starting))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,9 +44,23 @@ def test_a_question_about_a_picture_is_answered_and_nothing_of_it_is_kept_beside
 
 def test_a_stream_says_what_the_whole_answer_says(app: Deployed) -> None:
     answer = app.post("/v1/chat/completions", {**STORY, "max_tokens": 40}).json()
-    chunks = app.openai().chat.completions.create(**STORY, model="", max_tokens=40, stream=True)
+    told: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = app.openai().chat.completions.create(**STORY, **told, model="", max_tokens=40)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == answer["choices"][0]["message"]["content"]
+    assert last.usage.prompt_tokens == answer["usage"]["prompt_tokens"]
+
+
+def test_cached_tokens_in_a_streams_usage_are_what_the_servers_say(app: Deployed) -> None:
+    asked: dict[str, Any] = {"messages": about(picture(3), text="What is it? " * 12), "temperature": 0, "max_tokens": 4}
+    told: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    usages = []
+    for _ in range(4):  # twice at either server
+        *_, last = app.openai().chat.completions.create(**asked, **told, model="")
+        usages.append(last.usage)
+    assert usages[-1].prompt_tokens_details.cached_tokens > usages[-1].prompt_tokens // 2
+    answer = app.post("/v1/chat/completions", asked).json()
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == usages[-1].prompt_tokens_details.cached_tokens
 
 
 async def test_streams_go_on_at_the_other_server_when_one_is_killed(app: Deployed, servers: tuple[str, ...]) -> None:

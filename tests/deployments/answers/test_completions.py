@@ -63,6 +63,17 @@ async def test_several_prompts_add_up() -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (15, 7)
 
 
+async def test_cached_tokens_that_the_engine_tells_of_at_the_end_are_in_the_usage() -> None:
+    events = (Started(SERVED, 10, 0), Delta(0, "a", (1,)), Delta(0, "b", (2,), "stop", late_cached_tokens=6))
+    reply = await begun(stream(events), ChatForm(HEAD), include_usage=True)
+    *_, last = [chunk async for chunk in reply.value]
+    answer = await whole(stream([*events, *events]), ChatForm(HEAD))
+    for told, cached in ((last, 6), (answer.value, 12)):
+        assert told.usage is not None
+        assert told.usage.prompt_tokens_details is not None
+        assert told.usage.prompt_tokens_details.cached_tokens == cached
+
+
 async def test_chunks_of_a_chat() -> None:
     found = await chunks(ChatForm(HEAD))
     choices = [chunk["choices"][0] for chunk in found]
