@@ -11,7 +11,7 @@ from deployments.bodies.engine_fields import EngineFields
 from deployments.bodies.strict import Body, TokenId
 from deployments.calls import SamplingRequest
 from deployments.sampling import check
-from renderer.errors import RequestError, SchemaError
+from renderer.errors import RequestError, SchemaError, UnsupportedFieldError
 
 MAX_TOP_LOGPROBS = 20
 # Fields that pass as they are.
@@ -175,7 +175,11 @@ class GenerationBody(Body, EngineFields):
         return self.structured_outputs.schema_of_json() if self.structured_outputs.followed() else None
 
     def passed_on(self) -> dict[str, Any]:
-        """See `EngineFields.passed_on`."""
+        """See `EngineFields.passed_on`. Tokens of a connector's own, in the place of the rendered ones, are refused."""
+        if self.kv_transfer_params.get("prompt_token_ids") is not None:
+            raise UnsupportedFieldError(
+                "kv_transfer_params.prompt_token_ids is not supported", "kv_transfer_params.prompt_token_ids"
+            )
         connectors = {"kv_transfer_params": self.kv_transfer_params, "ec_transfer_params": self.ec_transfer_params}
         extra = {**self.vllm_xargs, **{name: given for name, given in connectors.items() if given}}
         return {**super().passed_on(), **({"extra_args": extra} if extra else {})}

@@ -36,11 +36,15 @@ ASKED = ("text", "size rgb-224x224.png", "size rgb-1000x20.png", "three images a
 DIFFERENT = {("gemma3", "images for a template of strings")}
 
 
-@pytest.fixture(scope="module")
-def venv() -> Path:
+def peer_venv() -> Path:
     folder = Path(os.environ.get("GREENROOM_PEER") or "no peer: set PEER")
     assert (folder / "bin" / "vllm").exists(), folder
     return folder
+
+
+@pytest.fixture(scope="module")
+def venv() -> Path:
+    return peer_venv()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -140,6 +140,12 @@ def test_a_schema_whose_whitespace_is_prescribed_is_passed_on() -> None:
     assert asked.passed_on == {"structured_outputs": {"json": {}, "whitespace_pattern": "a"}}
 
 
+def test_tokens_of_a_connector_never_take_the_place_of_what_is_rendered() -> None:
+    with pytest.raises(RequestError) as refusal:
+        chat(kv_transfer_params={"prompt_token_ids": [1]})
+    assert refusal.value.param == "kv_transfer_params.prompt_token_ids"
+
+
 def test_logprobs_of_prompts_are_not_streamed() -> None:
     with pytest.raises(RequestError, match="streamed"):
         chat(prompt_logprobs=2, stream=True)

@@ -63,7 +63,7 @@ def hello(**fields: Any) -> dict[str, Any]:
 
 
 TRUNCATED = picture(0).url[: picture(0).url.index(",") + 401]
-TOO_MUCH = [{"type": "text", "text": "word " * 4000}, {"type": "image_url", "image_url": png(900, 900)}]
+TOO_MUCH = [{"type": "text", "text": "word " * 4000}, {"type": "image_url", "image_url": {"url": png(900, 900)}}]
 REFUSED: dict[str, tuple[str, Any, int, str, str | None]] = {
     "bad JSON": (CHAT, b'{"messages":', 400, SCHEMA, "body.12"),
     "an empty body": (CHAT, b"", 400, SCHEMA, "body.0"),
