@@ -12,10 +12,9 @@ import argparse
 import http.client
 import itertools
 import json
-import threading
+import multiprocessing
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,30 +54,23 @@ def gaps_s(url: str, seconds: float) -> list[float]:
     return gaps
 
 
-@contextmanager
-def running(server: Server, name: str, seconds: float) -> Iterator[list[load.Sample]]:
-    """The load beside the stream; its sample is in the list once the block has ended."""
+def beside(url: str, pid: int, name: str, seconds: float) -> load.Sample:
+    """The load of that name, to its end."""
     path, case, clients = BESIDE[name]
-    samples: list[load.Sample] = []
-
-    def work() -> None:
-        samples.append(load.run(server.url, server.pid, case.bodies(), clients, seconds, "application/json", path=path))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield samples
-    thread.join()
+    return load.run(url, pid, case.bodies(), clients, seconds, "application/json", path=path)
 
 
-def measure(server: Server, borrow: str, seconds: float) -> list[dict[str, Any]]:
+def measure(server: Server, borrow: str, seconds: float, pool: Executor) -> list[dict[str, Any]]:
+    """Rows of the table; the load has a process of its own, so that it does not hold up the stream's reader."""
     rows: list[dict[str, Any]] = []
     for name in BESIDE:
-        with running(server, name, seconds + 1) as beside:
-            time.sleep(0.5)  # the load is there before the stream is
-            gaps = sorted(gaps_s(server.url, seconds))
+        running = pool.submit(beside, server.url, server.pid, name, seconds + 1)
+        time.sleep(0.5)  # the load is there before the stream is
+        gaps = sorted(gaps_s(server.url, seconds))
+        sample = running.result()
         p50, p99 = (1e3 * gaps[int(part * len(gaps))] for part in (0.5, 0.99))
         idle = rows[0] if rows else {"p50 ms": p50, "p99 ms": p99}
-        others = {"requests/s beside": len(beside[0].latencies) / beside[0].wall_s, "errors": beside[0].errors}
+        others = {"requests/s beside": sample.requests_per_s, "errors": sample.errors}
         times = {"p50, times": p50 / idle["p50 ms"], "p99, times": p99 / idle["p99 ms"]}
         rows.append({"borrow": borrow, "beside": name, "p50 ms": p50, "p99 ms": p99, **times, **others})
         console.print(
@@ -95,11 +87,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="Write the table there, too.")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for borrow in options.borrow.split(","):
-        console.print(f"borrow: {borrow} …")
-        with Greenroom(folder_of(options.model).resolve(), engine=True, borrow=borrow) as server:
-            gaps_s(server.url, 2.0)
-            rows += measure(server, borrow, options.seconds)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(len, ()).result()  # it has started
+        for borrow in options.borrow.split(","):
+            console.print(f"borrow: {borrow} …")
+            with Greenroom(folder_of(options.model).resolve(), engine=True, borrow=borrow) as server:
+                gaps_s(server.url, 2.0)
+                rows += measure(server, borrow, options.seconds, pool)
     report = {"machine": machine(), "tables": {"tokens": rows}}
     console.print(report["machine"])
     show("Time between tokens at a client", rows)
