@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from deployments.launch.agreement import check_settings
 from deployments.launch.config_file import SERVE_CONFIG, load_config
 from deployments.launch.ray_cluster import ensure_token, look
-from deployments.launch.serving import Ingress, check_ports, environment_of, find_cluster, serve
+from deployments.launch.serving import Ingress, check_haproxy, check_ports, environment_of, find_cluster, serve
 from renderer.errors import ConfigError
 
 
@@ -44,8 +45,12 @@ def main() -> int:
         if address is None:
             ensure_token()
             check_ports(config, arguments.ingress, os.environ)
+            if arguments.ingress == "haproxy":
+                check_haproxy(os.environ)
         else:
-            look(address, environment_of(arguments.ingress, address, Path()))
+            environment = environment_of(arguments.ingress, address, Path())
+            look(address, environment)
+            check_settings(address, environment)
     except ConfigError as error:
         parser.error(str(error))
     return serve(config, arguments.ingress, address)

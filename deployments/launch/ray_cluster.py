@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from deployments.launch.agreement import check_versions
 from renderer.errors import ConfigError
 
 TOKEN_PATH = Path("~/.ray/auth_token").expanduser()
@@ -100,6 +101,7 @@ def look(address: str, environ: Mapping[str, str]) -> None:
             f"no Ray cluster answers at {address} ({answer.name}). The address is that of the head node's GCS: its "
             "host and the --port of `ray start --head`, 6379 by default."
         )
+    check_versions(address, token)
 
 
 def _ask(address: str, token: str | None) -> grpc.StatusCode:

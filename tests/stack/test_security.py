@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pickle
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import ray
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
+from deployments.launch.agreement import check_settings
 from deployments.launch.ray_cluster import look
 from renderer.errors import ConfigError
 from tests.stack.helpers import Application
@@ -65,6 +69,32 @@ def test_with_the_token_it_would(replica_port: int, tmp_path: Path) -> None:
     assert made.exists(), "the tests above would not notice an open port"
 
 
+def test_nothing_but_the_replicas_own_ports_listens_beyond_loopback(
+    render_only: Application, replica_port: int
+) -> None:
+    render_only.call("tokenize", {"prompt": "a"})
+    beyond = {
+        (" ".join(process.cmdline()), connection.laddr.ip, connection.laddr.port)
+        for process in psutil.Process().children(recursive=True)
+        for connection in listening(process)
+        if not is_loopback(connection.laddr.ip)
+    }
+    assert replica_port in {port for _, _, port in beyond}, "the test would not notice a port"
+    assert [each for each in beyond if not each[0].startswith("ray::ServeReplica:")] == []
+
+
+def is_loopback(ip: str) -> bool:
+    address = ipaddress.ip_address(ip)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def listening(process: psutil.Process) -> list[Any]:
+    with suppress(psutil.Error):  # it may end meanwhile
+        return [each for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    return []
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -79,6 +109,12 @@ def test_a_cluster_that_would_not_take_us_is_told_apart_at_once(
     look(address, os.environ)
     with pytest.raises(ConfigError, match=said):
         look(address, {**os.environ, **changes})
+
+
+def test_a_cluster_with_the_other_ingress_is_told_apart(render_only: Application) -> None:
+    address = ray.get_runtime_context().gcs_address
+    with pytest.raises(ConfigError, match="RAY_SERVE_ENABLE_HA_PROXY=0 and not 1"):
+        check_settings(address, {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1"})
 
 
 def test_an_address_where_no_cluster_is_says_so_at_once() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.launch.serving import check_ports, end_leftovers, environment_of, find_cluster
+from deployments.launch import serving
+from deployments.launch.__main__ import main
+from deployments.launch.serving import check_haproxy, check_ports, end_leftovers, environment_of, find_cluster
 from renderer.errors import ConfigError
 
 
@@ -62,3 +64,29 @@ def test_a_haproxy_that_nobody_ended_is_ended_and_no_other(tmp_path: Path) -> No
         for process in running:
             process.kill()
             process.wait()
+
+
+def test_without_haproxy_the_launcher_says_what_is_missing_before_it_starts_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["launch", "--ingress", "haproxy", "--port", "0"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for variable, _ in serving.HAPROXY_PORTS.values():
+        monkeypatch.setenv(variable, "0")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "needs haproxy, and there is none" in capsys.readouterr().err
+
+
+def test_haproxy_is_looked_for_where_serve_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_haproxy({})  # the package that comes with Ray
+    with pytest.raises(ConfigError, match="cannot be run"):
+        check_haproxy({"RAY_SERVE_HAPROXY_BINARY_PATH": str(tmp_path / "nowhere")})
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    binary = tmp_path / "haproxy"
+    binary.touch(0o755)
+    check_haproxy({"PATH": str(tmp_path)})
+    check_haproxy({"PATH": "", "RAY_SERVE_HAPROXY_BINARY_PATH": str(binary)})
