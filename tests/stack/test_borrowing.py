@@ -168,6 +168,20 @@ def test_render_replicas_that_are_the_ingress_share_a_request_too(
     serve.delete("direct")
 
 
+def test_auto_keeps_large_photos_from_a_replica_that_is_decoding(whole: Application) -> None:
+    whole.clear()
+    before, lent_before = items(whole.report("engine")), lending(whole).total()
+    story = {**body(picture(0), max_tokens=3000), "ignore_eos": True, "stream": True, "logprobs": False}
+    with whole.http.stream("POST", "/v1/chat/completions", json=story) as stream:
+        lines = stream.iter_lines()
+        next(lines)  # it decodes from here on
+        assert whole.post("/v1/chat/completions", body(*photos(3), max_tokens=1)).status_code == 200
+        assert whole.report("engine").under_way["sequences"] == 1, "the story was being told all the time"
+    after = items(whole.report("engine"))
+    assert after["borrowed"] - before["borrowed"] == lending(whole).total() - lent_before == 3
+    assert after["here"] - before["here"] == 1, "the story's own small picture"
+
+
 def test_items_are_given_up_within_a_second_when_the_client_leaves(app: Application) -> None:
     request = {**body(*photos(12), max_tokens=3000), "stream": True, "ignore_eos": True}
     with pytest.raises(httpx.ReadTimeout):

@@ -52,8 +52,10 @@ def text_of(app: Application, answer: dict[str, Any]) -> str:
 
 def test_a_render_answer_generates_what_chat_does(app: Application) -> None:
     chat = app.post("/v1/chat/completions", {"messages": about(picture(2), picture(5)), **GREEDY}).json()
-    answer = app.post(GENERATE, rendered(app, 2, 5) | {"return_token_ids": True}).json()
+    prompt = rendered(app, 2, 5)
+    answer = app.post(GENERATE, prompt | {"return_token_ids": True}).json()
     choice = answer["choices"][0]
+    assert answer["prompt_token_ids"] == prompt["token_ids"], "ids in are the ids out of rendering"
     assert text_of(app, answer) == chat["choices"][0]["message"]["content"]
     assert choice["finish_reason"] == chat["choices"][0]["finish_reason"]
     assert choice["weight_versions"] == [{"version": "default", "start": 0, "end": len(choice["token_ids"])}]

@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
@@ -95,3 +98,17 @@ def test_render_only_requests_that_find_the_render_tier_full_go_to_readonly_proc
     assert {response.headers["X-Greenroom-Tier"] for response in responses} == {"render", "engine"}
     assert len({response.json()["features"]["mm_hashes"]["image"][0] for response in responses}) == 1
     assert [report.caches["sender"] for report in three.tiers()["engine"]] == before
+    elsewhere = sum(response.headers["X-Greenroom-Tier"] == "engine" for response in responses)
+    wait_until(lambda: overflowed() == elsewhere, 30, "what went elsewhere is counted")
+
+
+def overflowed() -> float:
+    """As Prometheus would see it."""
+    (node,) = ray.nodes()
+    page = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10).text
+    samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+    return sum(
+        sample.value
+        for sample in samples
+        if sample.name == "ray_greenroom_overflow_total" and sample.labels["application"] == "three"
+    )
