@@ -86,6 +86,9 @@ def _read(channel: Channel, inbox: Inbox) -> None:
             inbox.put(cast(ToCore, channel.receive()))
     except EOFError:
         os._exit(0)
+    except BaseException:  # whatever it is, the messages after it would never be obeyed
+        logger.exception("the core cannot read what its engine sends")
+        os._exit(1)
 
 
 def _die_with_parent() -> None:

@@ -194,7 +194,7 @@ class EmbeddedEngine:
         """Start a core and take what it sends until it is gone; return whether it ever served."""
         try:
             core = CoreProcess(self.config)
-        except OSError as error:
+        except Exception as error:
             self._mourn(f"the engine core cannot be started: {error}")
             return False
         self._core = core
@@ -207,7 +207,10 @@ class EmbeddedEngine:
                 served = served or isinstance(message, Ready)
                 self._take(message)
         except EOFError:
-            self._mourn(f"the engine core ended with code {core.reap()}")
+            pass
+        except Exception:
+            logger.exception("what the engine core sends cannot be taken; the core ends for it")
+        self._mourn(f"the engine core ended with code {core.reap()}")
         return served
 
     def _take(self, message: FromCore) -> None:

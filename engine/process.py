@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import queue
 import socket
@@ -15,6 +15,8 @@ from typing import cast
 from engine.channel import Channel
 from engine.config import EngineConfig
 from engine.messages import FromCore, ToCore
+
+logger = logging.getLogger("greenroom.engine")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +66,11 @@ class CoreProcess:
             return self._process.wait()
 
     def _send_all(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while (message := self._outbox.get()) is not None:
                 self._channel.send(message)
+        except OSError:
+            pass  # the core is gone, as who receives from it sees
+        except Exception:
+            logger.exception("a message to the engine core cannot be sent; the core ends for it")
+            self._channel.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.channel import Channel
+from engine.core import _read
 from engine.messages import Ready
 from engine.process import CoreProcess
 from tests.checkpoints import checkpoint
@@ -50,6 +54,31 @@ def test_a_killed_engine_takes_its_core_with_it(moment: str) -> None:
         engine.kill()
         core.wait(timeout=DEADLINE_S)
     assert not core.is_running()
+
+
+class Unreadable:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return int, ("not a number",)
+
+
+@pytest.mark.parametrize(("message", "code"), [(Unreadable(), 1), (None, 0)], ids=["unreadable", "the end"])
+def test_the_core_ends_with_the_thread_that_reads(
+    message: object | None, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends it: nothing that comes afterwards would be obeyed."""
+
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    ours, theirs = map(Channel, socket.socketpair())
+    if message is not None:
+        ours.send(message)
+    ours.close()
+    with pytest.raises(SystemExit) as end:
+        _read(theirs, queue.SimpleQueue())
+    theirs.close()
+    assert end.value.code == code
 
 
 def test_an_interrupt_of_the_terminal_does_not_end_the_core() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.embedded import EmbeddedEngine
+from engine.messages import Outputs
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from renderer.errors import (
     CacheMissError,
@@ -392,6 +393,46 @@ async def test_a_request_can_be_aborted_while_its_schema_is_compiled(engine: Emb
 
 async def is_waiting(engine: EmbeddedEngine) -> bool:
     return (await engine.stats()).waiting == 1
+
+
+class Unsendable:
+    def __reduce__(self) -> str:
+        raise TypeError("not a message")
+
+
+@pytest.mark.parametrize("fault", ["send", "take"])
+async def test_whichever_of_its_threads_fails_the_core_ends_and_comes_back(
+    engine: EmbeddedEngine, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one of them may end in silence: requests would wait for ever."""
+    restarts = (await engine.stats()).restarts
+    outputs = stream(engine, lab(FAMILY).prompt(Text(5, 87)))
+    await anext(outputs)
+    with monkeypatch.context() as patch:
+        if fault == "take":
+            patch.setattr(engine, "_deliver", failing_once(engine._deliver))
+        else:
+            prompt = dataclasses.replace(lab(FAMILY).prompt(Text(5, 88)), cache_salt=cast(str, Unsendable()))
+            with pytest.raises(EngineDeadError):
+                await answer(engine, prompt)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(EngineDeadError):
+                async for _ in outputs:
+                    pass
+    await until(lambda: serves(engine, restarts + 1))
+    prompt = lab(FAMILY).prompt(Text(5, 83))
+    assert await answer(engine, prompt) == lab(FAMILY).alone(prompt, 10)
+
+
+def failing_once(deliver: Callable[[Outputs], None]) -> Callable[[Outputs], None]:
+    calls = iter([True])
+
+    def failing(message: Outputs) -> None:
+        if next(calls, False):
+            raise RuntimeError("a bug")
+        deliver(message)
+
+    return failing
 
 
 def core_processes() -> list[psutil.Process]:

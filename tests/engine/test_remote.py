@@ -8,8 +8,10 @@ import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
+import torch
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -41,6 +43,7 @@ class FakeServer:
 
     def __init__(self, behaviour: str = "well") -> None:
         self.behaviour = behaviour
+        self.max_model_len = 512
         self.bodies: list[dict[str, Any]] = []
         self.aborted: list[str] = []
         self.is_healthy = True
@@ -60,7 +63,7 @@ class FakeServer:
         )
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": "m", "max_model_len": 512}]})
+        return JSONResponse({"object": "list", "data": [{"id": "m", "max_model_len": self.max_model_len}]})
 
     async def _health(self, request: Request) -> Response:
         self.asked += 1
@@ -222,6 +225,23 @@ async def test_items_cross_whole_every_time() -> None:
             assert features["mm_placeholders"]["image"] == [{"offset": place.offset, "length": place.length}]
             assert features["mm_hashes"]["image"] == [prompt.items[0].cache_key]
         assert (await engine.stats()).tensors_received == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_float_pixels_cross_in_the_type_that_the_servers_compute_in(dtype: str) -> None:
+    prompt = lab("llava").prompt(Text(3), Picture(1), Text(2))
+    pixels = torch.from_numpy((prompt.items[0].tensors or {})["pixel_values"])
+    assert pixels.dtype == torch.float32
+    fake = FakeServer()
+    fake.max_model_len = 1024
+    async with (
+        serving(fake) as server,
+        engine_of(server.url, model=str(lab("llava").path), dtype=dtype) as engine,
+    ):
+        await ask(engine, prompt)
+        decoded = decode_base64(server.bodies[0]["features"]["kwargs_data"]["image"][0], WireLimits())
+        (sent,) = decoded.tensors.values()
+        assert torch.equal(torch.from_numpy(np.array(sent)), pixels.to(getattr(torch, dtype)).float())
 
 
 async def test_an_item_without_tensors_is_a_miss() -> None:

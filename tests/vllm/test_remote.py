@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -21,6 +24,7 @@ from renderer.config import RendererConfig
 from renderer.errors import CacheMissError, ConfigError, EngineDeadError, NotSupportedError
 from renderer.prompt import RenderedPrompt
 from renderer.renderer import Renderer
+from tests.goldens.peer import peer
 from tests.vllm.conftest import GREEDY, chat, ids_of, png
 from tests.vllm.published import published
 from tests.vllm.servers import figure, kill_server, tokens_made, two_servers
@@ -59,9 +63,15 @@ def servers() -> Iterator[tuple[str, ...]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def far(servers: tuple[str, ...]) -> AsyncIterator[Far]:
-    config = {"backend": "remote", "model": str(MODEL), "urls": servers, "dtype": "float32"}
+    async with opened(MODEL, servers) as far:
+        yield far
+
+
+@asynccontextmanager
+async def opened(model: Path, servers: tuple[str, ...]) -> AsyncIterator[Far]:
+    config = {"backend": "remote", "model": str(model), "urls": servers, "dtype": "float32"}
     engine = RemoteEngine(RemoteEngineConfig.model_validate(config))
-    renderer = Renderer(RendererConfig(model=str(MODEL), dtype="float32"), engine.sender_cache)
+    renderer = Renderer(RendererConfig(model=str(model), dtype="float32"), engine.sender_cache)
     try:
         await engine.start()
         yield Far(renderer, engine, servers)
@@ -102,6 +112,18 @@ async def test_tokens_are_those_of_the_servers_own_chat(far: Far, pictures: tupl
     ours = ids_of(await far.ask(await far.render("What is it?", *pictures)))
     assert ours == await own_answer(far.urls[0], "What is it?", *pictures)
     assert len(ours) == GREEDY.max_tokens
+
+
+async def test_pixels_in_floats_cross_as_they_are() -> None:
+    """A family whose servers do not normalise on the device: the others' pixels are bytes."""
+    model = published("llava")
+    with peer(Path(sys.prefix), model, engine=True, options=("--dtype", "float32")) as url:
+        async with opened(model, (url,)) as far:
+            prompt = await far.render("What is it?", 1, 2)
+            assert {item.tensors["pixel_values"].dtype for item in prompt.items if item.tensors} == {np.dtype("f4")}
+            answers = [ids_of(await far.ask(await far.render("What is it?", *seen))) for seen in ((1,), (2,), (1, 2))]
+            assert answers == [await own_answer(url, "What is it?", *seen) for seen in ((1,), (2,), (1, 2))]
+            assert len(set(answers)) == 3
 
 
 async def test_requests_spread_over_the_servers(far: Far) -> None:
