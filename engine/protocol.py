@@ -82,8 +82,8 @@ class EngineOutput:
 class EngineStats:
     """Counters since start and levels now.
 
-    `restarts` counts how often the core died and came back, `receiver_misses` how often a receiver cache turned out not
-    to hold what the sender cache claimed.
+    `restarts` counts how often the core died and came back, `receiver_misses` how many requests named an
+    item that the receiver cache turned out not to hold.
     """
 
     running: int = 0

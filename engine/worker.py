@@ -152,7 +152,13 @@ class Worker:
         sent = [item.tensors for item in message.submission.items if item.tensors is not None]
         self._count(tensors_received=len(sent), tensor_bytes_received=sum(map(tensor_bytes, sent)))
         try:
-            request = self.admission.admit(message, self.receiver.obey(message.submission))
+            tensors = self.receiver.obey(message.submission)
+        except EngineError as error:
+            self._count(receiver_misses=1)
+            self._failures.append((message.key, error))
+            return
+        try:
+            request = self.admission.admit(message, tensors)
         except GreenroomError as error:
             self._failures.append((message.key, error))
             return

@@ -51,31 +51,43 @@ class SenderAndReceiver(RuleBasedStateMachine):
         super().__init__()
         self.sender = SenderCache(3 * UNIT)
         self.receiver = ReceiverCache()
-        self.rendered: list[tuple[list[PromptItem], object]] = []
+        self.rendered: list[tuple[list[PromptItem], object, int]] = []
         self.running: list[object] = []
         self.sent = 0
+        self.restarts = 0
 
     @rule(indices=st.lists(st.integers(0, len(KEYS) - 1), min_size=1, max_size=3))
     def render(self, indices: list[int]) -> None:
         lease = self.sender.lease()
         items = [item_of(index, self.sender.look_up(KEYS[index], lease) is not None) for index in indices]
-        self.rendered.append((items, lease))
+        self.rendered.append((items, lease, self.restarts))
 
     @precondition(lambda self: self.rendered)
     @rule(data=st.data())
     def submit(self, data: st.DataObject) -> None:
-        items, lease = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
+        items, lease, restarts = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
         self.running.append(lease)
-        try:
-            submission = self.sender.commit(items)
-        except CacheMissError:
-            # Looked up before a restart: rendered again with tensors.
-            items = [item_of(index_of(item.cache_key), held=False) for item in items]
-            submission = self.sender.commit(items)
+        if self.lost(items):
+            assert restarts < self.restarts, "what is pinned is lost with its receiver alone"
+            before = self.sender.keys(), self.sender.stats
+            with pytest.raises(CacheMissError):
+                self.sender.commit(items)
+            assert (self.sender.keys(), self.sender.stats) == before
+            items = [item_of(index_of(item.cache_key), held=False) for item in items]  # rendered again
+        submission = self.sender.commit(items)
         got = self.receiver.obey(submission)
         self.sent += sum(item.tensors is not None for item in submission.items)
         for item, tensors in zip(items, got, strict=True):
             assert np.array_equal(tensors["pixel_values"], tensors_of(index_of(item.cache_key))["pixel_values"])
+
+    def lost(self, items: list[PromptItem]) -> bool:
+        """Whether an item comes without tensors that neither the receiver nor an earlier place of the prompt has."""
+        there = set(self.receiver.keys())
+        for item in items:
+            if item.tensors is None and item.cache_key not in there:
+                return True
+            there.add(item.cache_key)
+        return False
 
     @rule(index=st.sampled_from(FOREIGN))
     def claim_without_data(self, index: int) -> None:
@@ -95,7 +107,7 @@ class SenderAndReceiver(RuleBasedStateMachine):
     @precondition(lambda self: self.rendered)
     @rule(data=st.data())
     def cancel_before_submission(self, data: st.DataObject) -> None:
-        _, lease = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
+        _, lease, _ = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
         lease.close()  # type: ignore[attr-defined]
 
     @precondition(lambda self: self.running)
@@ -108,6 +120,7 @@ class SenderAndReceiver(RuleBasedStateMachine):
     def restart(self) -> None:
         self.sender.reset()
         self.receiver = ReceiverCache()
+        self.restarts += 1
 
     @rule()
     def reset_cache(self) -> None:

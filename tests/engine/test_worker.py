@@ -179,6 +179,16 @@ def test_an_item_that_cannot_be_encoded_ends_only_the_requests_that_have_it(monk
     assert rig.worker.stats.blocks_used == 0
 
 
+def test_an_item_that_the_receiver_lacks_is_counted_and_ends_its_request_alone(shared_rig: Rig) -> None:
+    prompt = lab(FAMILY).prompt(Text(4, 70), Picture(70), salt="miss")
+    absent = shared_rig.submit(dataclasses.replace(prompt, items=(dataclasses.replace(prompt.items[0], tensors=None),)))
+    other = shared_rig.submit(prompt)
+    shared_rig.run()
+    assert isinstance(shared_rig.failures[absent], EngineError)
+    assert tuple(shared_rig.tokens[other]) == lab(FAMILY).alone(prompt, GREEDY.max_tokens)
+    assert shared_rig.worker.stats.receiver_misses == 1
+
+
 def test_embeddings_that_are_no_numbers_reach_no_blocks() -> None:
     """In a block they would spread, through the mask, to the next request that gets it."""
     rig = rig_of()

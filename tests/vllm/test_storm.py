@@ -1,8 +1,8 @@
 """Caches that cannot drift, all at once on a real vLLM.
 
 Forty pictures and room for three, 64 clients of which some go away and some abort, two deaths of the core, and a storm
-of render-only requests on the same renderer: no answer about another's picture, no miss, and as many tensors sent as
-misses were counted.
+of render-only requests on the same renderer, some pictures processed elsewhere under the same hashes: no answer about
+another's picture, no miss, and as many tensors sent as misses were counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from renderer.conversation import FeatureItem, FeaturesRequest
 from renderer.errors import CacheMissError, EngineDeadError, EngineStartingError
+from renderer.prompt import RenderedPrompt
 from tests.vllm.conftest import GREEDY, Rig, chat, ids_of, kill_core
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -26,13 +28,19 @@ TURNS = 8
 PICTURES = 40
 KILLS_AFTER = (CLIENTS * TURNS // 3, 2 * CLIENTS * TURNS // 3)
 STORMERS = 2
-# Single pictures, and prompts of two and three, of which the largest fill the cache.
-ASKED = (
-    *((seed,) for seed in range(PICTURES)),
-    *((seed, seed + 1) for seed in range(0, PICTURES, 8)),
-    *((seed, seed + 1, seed + 2) for seed in range(1, PICTURES, 10)),
-)
 Pictures = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """
+    Attributes:
+        claim: How its pictures come: "" as pictures, `whole` processed elsewhere, `null` by their claimed hashes alone.
+    """
+
+    pictures: Pictures
+    salt: str | None
+    claim: str
 
 
 @dataclass
@@ -48,16 +56,27 @@ class Storm:
     finished: int = 0
     rendered: int = 0
     retried: int = 0
+    claimed: int = 0
+    unknown: int = 0
     progress: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def client(self, number: int) -> None:
         choose = random.Random(number)
+        asked = list(self.alone)
         for turn in range(TURNS):
-            pictures = choose.choice([choose.choice(ASKED), ASKED[choose.randrange(3)]])
+            pictures = choose.choice([choose.choice(asked), asked[choose.randrange(3)]])
             fate = choose.choices(["stays", "goes away", "aborts"], [6, 2, 1])[0]
-            ids = await self._answer(pictures, f"client-{number}-{turn}", fate, choose.choice([None, "tenant"]))
-            assert ids == self.alone[pictures][: len(ids)], pictures
-            assert fate != "stays" or len(ids) == GREEDY.max_tokens
+            prompt = Asked(
+                pictures, choose.choice([None, "tenant"]), choose.choices(["", "whole", "null"], [6, 2, 2])[0]
+            )
+            try:
+                ids = await self._answer(prompt, f"client-{number}-{turn}", fate)
+                assert ids == self.alone[pictures][: len(ids)], pictures
+                assert fate != "stays" or len(ids) == GREEDY.max_tokens
+                self.claimed += prompt.claim != ""
+            except CacheMissError:
+                assert prompt.claim == "null"
+                self.unknown += 1
             async with self.progress:
                 self.finished += 1
                 self.progress.notify_all()
@@ -74,18 +93,22 @@ class Storm:
         choose = random.Random(-number)
         pool = self.rig.renderer.request_pool
         while True:
-            pictures = choose.choice(ASKED)
+            pictures = choose.choice(list(self.alone))
             prompt = await pool.run(self.rig.renderer.render_chat, chat("What?", *pictures), True)
             assert all(item.tensors is not None for item in prompt.items)
             self.rendered += 1
             async with self.progress:
                 await self.progress.wait()
 
-    async def _answer(self, pictures: Pictures, request_id: str, fate: str, salt: str | None) -> tuple[int, ...]:
-        """As router and replica do it: rendered again after a miss, continued after a death."""
+    async def _answer(self, asked: Asked, request_id: str, fate: str) -> tuple[int, ...]:
+        """As router and replica do it: rendered again after a miss, continued after a death.
+
+        Raises:
+            CacheMissError: An item came without data, and is not held.
+        """
         ids: list[int] = []
         while True:
-            prompt = replace(await self.rig.render("What?", *pictures), cache_salt=salt)
+            prompt = await self._prompt(asked)
             try:
                 outputs = self.rig.engine.generate(prompt, GREEDY, request_id=request_id, prior_output_ids=tuple(ids))
                 async with aclosing(outputs):
@@ -97,10 +120,23 @@ class Storm:
                             await self.rig.engine.abort(request_id)
                 return tuple(ids)
             except CacheMissError:
-                continue
+                if asked.claim == "null":
+                    raise
             except (EngineDeadError, EngineStartingError):
                 self.retried += 1
                 await self._until_up()
+
+    async def _prompt(self, asked: Asked) -> RenderedPrompt:
+        renderer, pool = self.rig.renderer, self.rig.renderer.request_pool
+        if not asked.claim:
+            return replace(await self.rig.render("What?", *asked.pictures), cache_salt=asked.salt)
+        whole = await pool.run(renderer.render_chat, chat("What?", *asked.pictures), True)
+        data = [item.tensors if asked.claim == "whole" else None for item in whole.items]
+        items = [FeatureItem(item.mm_hash, item.range, own) for item, own in zip(whole.items, data, strict=True)]
+        prompt: RenderedPrompt = await pool.run(
+            renderer.receive, FeaturesRequest(whole.token_ids, tuple(items), asked.salt)
+        )
+        return prompt
 
     async def _until_up(self) -> None:
         async with asyncio.timeout(600):
@@ -125,8 +161,7 @@ async def in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 
 async def test_a_small_cache_in_a_storm_neither_drifts_nor_confuses_pictures(rig: Rig) -> None:
-    alone = {pictures: ids_of(await rig.ask(await rig.render("What?", *pictures), GREEDY)) for pictures in ASKED}
-    assert len(set(alone.values())) > len(ASKED) // 2
+    alone = await answers_that_differ(rig)
     await rig.engine.reset_cache()
     before, hits_before = await rig.engine.stats(), rig.engine.sender_cache.stats
     storm = Storm(rig, alone)
@@ -139,4 +174,25 @@ async def test_a_small_cache_in_a_storm_neither_drifts_nor_confuses_pictures(rig
     assert cache.bytes <= rig.engine.config.mm_cache_bytes
     assert after.restarts - before.restarts == len(KILLS_AFTER)
     assert after.running + after.waiting == 0
-    assert min(storm.rendered, storm.retried) > 0
+    assert min(storm.rendered, storm.retried, storm.claimed, storm.unknown) > 0
+
+
+async def answers_that_differ(rig: Rig) -> dict[Pictures, tuple[int, ...]]:
+    """Forty pictures, and prompts of two and three of them, of which the largest fill the cache: what each is answered
+    alone. No two answers are equal, so an answer is about its own pictures or wrong."""
+    alone: dict[Pictures, tuple[int, ...]] = {}
+
+    async def ask(*pictures: int) -> None:
+        ids = ids_of(await rig.ask(await rig.render("What?", *pictures), GREEDY))
+        if ids not in alone.values():
+            alone[pictures] = ids
+
+    for seed in range(4 * PICTURES):
+        if len(alone) < PICTURES:
+            await ask(seed)
+    assert len(alone) == PICTURES
+    seeds = [seed for (seed,) in alone]
+    for place in range(0, PICTURES - 2, 4):
+        await ask(*seeds[place : place + 2 + place // 4 % 2])
+    assert len(alone) > PICTURES + 5
+    return alone
