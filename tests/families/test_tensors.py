@@ -20,6 +20,7 @@ from renderer.renderer import Renderer
 from renderer.wire import encode_item
 from tests.checkpoints import IMAGE_FAMILIES, checkpoint
 from tests.families.conftest import RendererOf
+from tests.families.test_goldens import assert_is_the_peers, differs
 from tests.goldens.cases import cases, pictures
 from tests.goldens.files import golden
 from tests.goldens.pictures import picture
@@ -102,14 +103,16 @@ def test_the_pictures_are_those_that_were_recorded(family: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "name"), WITH_TENSORS)
-def test_torchvision_tensors_are_the_peers_and_the_layout_is_the_same_prompt(
+def test_prompt_and_torchvision_tensors_are_the_peers_and_the_layout_is_the_same_prompt(
     family: str, name: str, renderer_of: RendererOf
 ) -> None:
     renderer, request = renderer_of(family), request_of(family, name)
     prompt = render(renderer, request)
     assert prompt.layout() == renderer.layout(request)
-    recorded = golden(family)["cases"][name]["prompts"][0]["items"]
-    for item, theirs in zip(prompt.items, recorded, strict=True):
+    recorded = golden(family)["cases"][name]["prompts"][0]
+    if not differs(family, name):
+        assert_is_the_peers(prompt, recorded)
+    for item, theirs in zip(prompt.items, recorded["items"], strict=True):
         assert item.tensors is not None
         ours = decode_item(encode_item(item.tensors, renderer.family.fields, renderer.float_type))
         assert ours.keys() == theirs.keys()
