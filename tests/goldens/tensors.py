@@ -65,9 +65,6 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.frombuffer(bytearray(payload), dtype=getattr(torch, dtype)).reshape(shape)
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return (
-        tensor.contiguous().view(torch.uint8).numpy().tobytes()
-        if tensor.ndim
-        else tensor.reshape(1).view(torch.uint8).numpy().tobytes()
-    )
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """No copy, as masks are large."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
