@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from renderer.errors import RequestError
 from renderer.family import Field, FieldKind
 from renderer.prompt import Tensors
+from renderer.strict_msgpack import ELEMENTS, MalformedError, unpacked
 
 FloatType = Literal["bfloat16", "float16", "float32"]
 
-_EXTENSION = 3
 _DTYPES: dict[str, Any] = {
     "uint8": np.dtype("u1"),
     "int8": np.dtype("i1"),
@@ -44,8 +44,6 @@ _KINDS: dict[str, tuple[FieldKind, set[str], set[str]]] = {
     "shared": ("shared", {"keep_on_cpu", "batch_size"}, {"batch_size"}),
 }
 _BLOCK = 1 << 16  # elements
-_MAX_NAME_CHARS = 128
-_MAX_ARRAY = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class WireLimits:
     """What the decoder takes of one item.
 
     Attributes:
-        max_bytes: Of its MessagePack value; nothing larger is allocated.
+        max_bytes: Of its MessagePack value, and of all its tensors once decoded; no more is allocated in sum.
         max_tensors: How many it may have.
         max_dimensions: Of one tensor.
     """
@@ -65,7 +63,10 @@ class WireLimits:
 
 @dataclass(frozen=True, slots=True)
 class WireItem:
-    """A decoded item: its tensors (bfloat16 widened to float32), read-only, and how an engine joins them."""
+    """A decoded item: its tensors, read-only, and how an engine joins them.
+
+    bfloat16 is widened to float32; others are views of the bytes that were decoded where their alignment allows.
+    """
 
     tensors: Tensors
     fields: Mapping[str, Field]
@@ -100,11 +101,15 @@ def decode_item(data: bytes, limits: WireLimits) -> WireItem:
     value = _unpacked(data)
     if not isinstance(value, dict) or not 0 < len(value) <= limits.max_tensors:
         _refuse(f"it must be a map of 1 to {limits.max_tensors} tensors")
-    tensors: dict[str, NDArray[Any]] = {}
-    fields: dict[str, Field] = {}
     for name, element in value.items():
         if not isinstance(element, dict) or element.keys() != {"data", "field"}:
             _refuse(f"{name!r} must be a map of data and field")
+    decoded = sum(_decoded_bytes(element["data"]) for element in value.values())
+    if decoded > limits.max_bytes:
+        _refuse(f"its tensors have {decoded} bytes once decoded, more than {limits.max_bytes}")
+    tensors: dict[str, NDArray[Any]] = {}
+    fields: dict[str, Field] = {}
+    for name, element in value.items():
         tensors[name] = _tensor(name, element["data"], limits)
         fields[name] = _field(name, element["field"])
     return WireItem(tensors, fields)
@@ -179,10 +184,10 @@ def _to_bfloat16(tensor: NDArray[np.float32]) -> NDArray[np.uint16]:
 def _extension_header(length: int) -> bytes:
     fixed = {1: b"\xd4", 2: b"\xd5", 4: b"\xd6", 8: b"\xd7", 16: b"\xd8"}
     if length in fixed:
-        return fixed[length] + bytes([_EXTENSION])
+        return fixed[length] + bytes([ELEMENTS])
     for mark, size in ((b"\xc7", 1), (b"\xc8", 2), (b"\xc9", 4)):
         if length < 256**size:
-            return mark + length.to_bytes(size, "big") + bytes([_EXTENSION])
+            return mark + length.to_bytes(size, "big") + bytes([ELEMENTS])
     raise ValueError(f"a tensor of {length} bytes is too large for the wire")
 
 
@@ -197,34 +202,15 @@ def _field_arguments(field: Field, tensor: Any) -> dict[str, Any]:
 
 def _unpacked(data: bytes) -> Any:
     try:
-        return msgpack.unpackb(
-            data,
-            strict_map_key=True,
-            ext_hook=_extension,
-            max_str_len=_MAX_NAME_CHARS,
-            max_bin_len=0,
-            max_array_len=_MAX_ARRAY,
-            max_map_len=_MAX_ARRAY,
-        )
-    except RequestError:
-        raise
-    except Exception as error:  # Many classes without a common one, for bytes that are not MessagePack.
-        raise RequestError(f"features.kwargs_data: it is not MessagePack: {error}", "features") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Elements:
-    data: bytes
-
-
-def _extension(code: int, data: bytes) -> _Elements:
-    if code != _EXTENSION:
-        _refuse(f"extension {code} is not taken")
-    return _Elements(data)
+        return unpacked(data)
+    except MalformedError as error:
+        raise RequestError(
+            f"features.kwargs_data: it is not the MessagePack of an item: {error}", "features"
+        ) from error
 
 
 def _tensor(name: str, value: Any, limits: WireLimits) -> NDArray[Any]:
-    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], _Elements):
+    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], memoryview):
         _refuse(f"the data of {name!r} must be a tensor")
     dtype_name, shape, elements = value
     dtype = _BFLOAT16 if dtype_name == "bfloat16" else _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
@@ -232,16 +218,33 @@ def _tensor(name: str, value: Any, limits: WireLimits) -> NDArray[Any]:
         _refuse(f"{name!r} has the unknown dtype {dtype_name!r}")
     if not _is_shape(shape, limits):
         _refuse(f"the shape of {name!r} must be at most {limits.max_dimensions} sizes within {limits.max_bytes} bytes")
-    if math.prod(shape) * dtype.itemsize != len(elements.data):
-        _refuse(f"{name!r} has {len(elements.data)} bytes, which are not of its shape {shape}")
-    array = np.frombuffer(elements.data, dtype).reshape(shape)
-    return _from_bfloat16(array) if dtype_name == "bfloat16" else array
+    if math.prod(shape) * dtype.itemsize != len(elements):
+        _refuse(f"{name!r} has {len(elements)} bytes, which are not of its shape {shape}")
+    array = np.frombuffer(elements, dtype).reshape(shape)
+    return _from_bfloat16(array) if dtype_name == "bfloat16" else _aligned(array)
+
+
+def _decoded_bytes(value: Any) -> int:
+    """What a tensor's elements have once they are decoded; malformed ones are refused elsewhere."""
+    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[2], memoryview):
+        return 0
+    return len(value[2]) * (2 if value[0] == "bfloat16" else 1)
 
 
 def _from_bfloat16(array: NDArray[np.uint16]) -> NDArray[np.float32]:
-    widened = (array.astype(np.uint32) << 16).view(np.float32)
-    widened.flags.writeable = False
-    return widened
+    bits = np.empty(array.shape, np.uint32)
+    np.left_shift(array, 16, out=bits, dtype=np.uint32)
+    bits.flags.writeable = False
+    return bits.view(np.float32)
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, or a copy where its elements begin anywhere: torch reads them as they lie."""
+    if array.flags.aligned:
+        return array
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
 
 
 def _field(name: str, value: Any) -> Field:

@@ -2,6 +2,7 @@
 
 import contextlib
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -9,7 +10,7 @@ import numpy as np
 import pybase64
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -187,9 +188,29 @@ near_items = st.dictionaries(
 )
 
 
+# What the values of an item take as objects, whose number is bounded, beside the elements of its tensors.
+OBJECT_BYTES = 512 * 1024
+
+
 def read(data: bytes) -> None:
     with contextlib.suppress(RequestError):
         decode_item(data, LIMITS)
+
+
+def read_within_the_limit(data: bytes, limits: WireLimits = LIMITS) -> None:
+    """Reads or refuses, and allocates what the limit says at most."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    with contextlib.suppress(RequestError):
+        decode_item(data, limits)
+    assert tracemalloc.get_traced_memory()[1] - before <= limits.max_bytes + OBJECT_BYTES
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
 
 
 @given(st.binary(max_size=200))
@@ -216,13 +237,45 @@ def test_a_damaged_item_is_read_or_refused(data: bytes) -> None:
     read(data)
 
 
+FUZZED = WireLimits(max_bytes=1 << 17)
+
+
+def large_item(dtype: str, parts: int, size: int, filler: bytes) -> bytes:
+    """An item of tensors of many bytes in sum, or of very many small values."""
+    itemsize = {"bfloat16": 2, "int64": 8}.get(dtype, 1)
+    count = size // parts // itemsize
+    tensor = [dtype, [count], msgpack.ExtType(3, bytes(count * itemsize))]
+    item: bytes = msgpack.packb({f"t{part}": {"data": tensor, "field": ["batched", {}]} for part in range(parts)})
+    return item + filler if len(filler) % 2 else item
+
+
+large_items = st.builds(
+    large_item,
+    st.sampled_from(["uint8", "bfloat16", "int64", "x"]),
+    st.integers(1, 40),
+    st.integers(0, FUZZED.max_bytes),
+    st.binary(max_size=3),
+)
+fillings = st.builds(
+    lambda head, filler, count: head + filler * (count // len(filler)),
+    st.sampled_from([b"\xdd\0\x0f\xff\xff", b"\xdf\0\x0f\xff\xff", b"\xdc\x0f\xff", b"\x81\xa1x\xdd\0\x0f\xff\xff"]),
+    st.sampled_from(
+        [b"\x90", b"\x80", b"\xa1x", b"\xcd\xff\xff", b"\xdc\x0f\xff", b"\xa1x\x90", b"\xd9\x80" + b"x" * 128]
+    ),
+    st.integers(0, FUZZED.max_bytes - 200),
+)
+hostile = st.binary(max_size=400) | near_items.map(msgpack.packb) | damaged_items | large_items | fillings
+
+
 @pytest.mark.fuzz
-@settings(max_examples=20_000)
-@given(st.binary(max_size=400) | near_items.map(msgpack.packb) | damaged_items)
-def test_twenty_thousand_cases_are_read_or_refused(data: bytes) -> None:
-    read(data)
+@pytest.mark.usefixtures("traced")
+@settings(max_examples=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(hostile)
+def test_twenty_thousand_cases_are_read_or_refused_without_an_allocation_beyond_the_limit(data: bytes) -> None:
+    read_within_the_limit(data, FUZZED)
 
 
+ITEMSIZES = {"int64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "bool": 1}
 CLAIMS = {
     "an array of four thousand million": b"\xdd\xff\xff\xff\xff",
     "a map of four thousand million": b"\xdf\xff\xff\xff\xff",
@@ -233,15 +286,47 @@ CLAIMS = {
     "a shape of nothing by exabytes": packed("float64", [0, 2**62, 2**62], b""),
     "a shape of nothing by many sizes": packed("float64", [0] + [2**19] * 7, b""),
     "arrays in arrays": b"\xdc\x0f\xff" * 30,
+    "a million empty arrays": b"\xdd\x00\x0f\xff\x00" + b"\x90" * 0xFFF00,
+    "arrays of empty maps": b"\xdc\x0f\xff" + (b"\xdc\x0f\xff" + b"\x80" * 4095) * 200,
+    "tensors of a limit each": msgpack.packb(
+        {
+            f"t{number}": {
+                "data": ["bfloat16", [150_000], msgpack.ExtType(3, bytes(300_000))],
+                "field": ["batched", {}],
+            }
+            for number in range(3)
+        }
+    ),
 }
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_what_an_item_claims_is_not_allocated(claim: str) -> None:
-    tracemalloc.start()
-    try:
-        read(CLAIMS[claim] + b"\x00" * 64)
-        read(CLAIMS[claim])
-        assert tracemalloc.get_traced_memory()[1] < 2 * 1024 * 1024
-    finally:
-        tracemalloc.stop()
+    read_within_the_limit(CLAIMS[claim] + b"\x00" * 64)
+    read_within_the_limit(CLAIMS[claim])
+
+
+@pytest.mark.usefixtures("traced")
+def test_tensors_are_views_of_what_was_decoded_and_bfloat16_is_widened_in_one_step() -> None:
+    elements = 200_000
+    plain, half = packed("uint8", [elements], bytes(elements)), packed("bfloat16", [elements], bytes(2 * elements))
+    for data, allocated in ((plain, 0), (half, 4 * elements)):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        item = decode_item(data, LIMITS)
+        assert tracemalloc.get_traced_memory()[1] - before <= allocated + 100_000
+        assert item.tensors["x"].shape == (elements,)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32", "float16", "bfloat16", "uint8", "bool"])
+def test_a_tensor_is_aligned_and_read_only_wherever_its_elements_stand(dtype: str) -> None:
+    for padding in range(9):
+        field = ("flat", {"slices": ["x" * padding]})
+        item = {"pad": {"data": ["uint8", [0], msgpack.ExtType(3, b"")], "field": field}}
+        tensor = {
+            "x": {"data": [dtype, [2], msgpack.ExtType(3, b"\1" * 2 * ITEMSIZES[dtype])], "field": ["batched", {}]}
+        }
+        read_back = decode_item(msgpack.packb(item | tensor), LIMITS).tensors["x"]
+        assert np.asarray(read_back).flags.aligned
+        assert not np.asarray(read_back).flags.writeable
