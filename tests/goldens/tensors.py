@@ -67,4 +67,5 @@ def _tensor(value: Any) -> torch.Tensor:
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """No copy, as masks are large."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    flat: NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return flat.data
