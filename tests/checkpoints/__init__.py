@@ -19,15 +19,16 @@ from tests.checkpoints.internvl import INTERNVL
 from tests.checkpoints.llama import LLAMA
 from tests.checkpoints.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.checkpoints.mistral import MISTRAL3, PIXTRAL
-from tests.checkpoints.qwen import QWEN2, QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+from tests.checkpoints.qwen import QWEN2, QWEN2_5_VL, QWEN2_VL, QWEN3, QWEN3_VL
 from tests.checkpoints.spec import Checkpoint
 
 _ALL = (
     QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, GEMMA3, IDEFICS3, SMOLVLM, INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, PIXTRAL,
     MISTRAL3, PALIGEMMA, QWEN2, LLAMA,
 )  # fmt: skip
-CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.family: checkpoint for checkpoint in _ALL}
-FAMILIES: tuple[str, ...] = tuple(CHECKPOINTS)
+_OF_ENGINES = (QWEN3,)  # to a renderer it is Qwen2
+CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.family: checkpoint for checkpoint in (*_ALL, *_OF_ENGINES)}
+FAMILIES: tuple[str, ...] = tuple(checkpoint.family for checkpoint in _ALL)
 IMAGE_FAMILIES: tuple[str, ...] = tuple(name for name in FAMILIES if CHECKPOINTS[name].image_processor is not None)
 
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, and Qwen2 without pictures."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, and Qwen2 and Qwen3 without pictures."""
 
 from __future__ import annotations
 
@@ -75,6 +75,12 @@ def _qwen2(ids: Ids, entries: int) -> transformers.PreTrainedConfig:
     )
 
 
+def _qwen3(ids: Ids, entries: int) -> transformers.PreTrainedConfig:
+    return transformers.Qwen3Config(
+        **text_model(entries, 40960, eos_token_id=ids("<|im_end|>")), tie_word_embeddings=True
+    )
+
+
 QWEN2_VL = Checkpoint(
     "qwen2_vl",
     "Qwen2VLForConditionalGeneration",
@@ -134,4 +140,13 @@ QWEN2 = Checkpoint(
     32768,
     "qwen2.jinja",
     generation={**_ENDS, "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05},
+)
+QWEN3 = Checkpoint(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    TokenizerSpec("bytes", last=_SPECIAL[:3], eos="<|im_end|>", pad="<|endoftext|>"),
+    _qwen3,
+    40960,
+    "qwen2.jinja",
+    generation={**_ENDS, "do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
 )

@@ -27,9 +27,9 @@ from tests.engine.builders import GREEDY, Lab, Picture, Rig, Text, engine_config
 
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(600)]
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm", "qwen2", "llama")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm", "qwen2", "qwen3", "llama")
 TILED = ("llava", "idefics3", "smolvlm")
-TEXT = ("qwen2", "llama")
+TEXT = ("qwen2", "qwen3", "llama")
 # Of the largest logit: bfloat16 has 8 bits, and layers add up.
 NEAR_TIE = 0.02
 

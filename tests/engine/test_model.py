@@ -5,6 +5,7 @@ nothing: the model just answers something else.
 """
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.checkpoints import checkpoint
 from tests.engine.builders import GREEDY, Lab, Picture, Rig, Text, engine_config, lab
 
 IMAGE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm")
+TEXT_FAMILIES = ("llama", "qwen2", "qwen3")
 TILED = ("llava", "idefics3", "smolvlm")
 LONG = 4096
 
@@ -43,21 +45,38 @@ def mixed_batch(lab: Lab) -> list[RenderedPrompt]:
     ]
 
 
-@pytest.mark.parametrize("family", IMAGE_FAMILIES)
-@pytest.mark.parametrize("budget", [2048, 48])
-def test_mixed_batches_answer_as_each_request_alone(family: str, budget: int) -> None:
-    prompts = mixed_batch(lab(family))[: 5 if family in TILED else None]
-    rig = Rig(worker_of(family, max_num_batched_tokens=budget))
-    answers = rig.answers(*prompts)
-    assert answers == [lab(family).alone(prompt, GREEDY.max_tokens) for prompt in prompts]
-    assert len(set(answers)) >= 5  # a model that says the same to everything proves nothing
+def text_batch(lab: Lab) -> list[RenderedPrompt]:
+    return [lab.prompt(Text(7 * count + 1, count)) for count in range(8)]
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_text_models_answer_as_each_request_alone(family: str) -> None:
-    prompts = [lab(family).prompt(Text(3 * count + 1, count)) for count in range(16)]
-    rig = Rig(worker_of(family, max_num_batched_tokens=64))
-    assert rig.answers(*prompts) == [lab(family).alone(prompt, GREEDY.max_tokens) for prompt in prompts]
+@pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *TEXT_FAMILIES])
+def test_batches_of_every_size_answer_as_each_request_alone(family: str) -> None:
+    """One request more joins at every step until there are sixteen; they leave in another order."""
+    own = lab(family)
+    prompts = mixed_batch(own) if own.has_images else text_batch(own)
+    dice = random.Random(family)
+    asked = [dataclasses.replace(prompt, cache_salt=str(turn)) for turn in range(2) for prompt in prompts]
+    dice.shuffle(asked)
+    counts = dice.sample(range(17, 33), len(asked))
+    rig = Rig(worker_of(family, max_num_batched_tokens=2048))
+    sizes, keys = set(), []
+    while len(keys) < len(asked) or rig.worker.scheduler.has_work:
+        if len(keys) < len(asked):
+            keys.append(rig.submit(asked[len(keys)], dataclasses.replace(GREEDY, max_tokens=counts[len(keys)])))
+        rig.step()
+        sizes.add(len(rig.worker.scheduler.running))
+    assert sizes >= set(range(1, 17))
+    answers = [tuple(rig.tokens[key]) for key in keys]
+    assert answers == [own.alone(prompt, 32)[:count] for prompt, count in zip(asked, counts, strict=True)]
+    assert len({answer[:10] for answer in answers}) >= 7  # a model that says the same to everything proves nothing
+
+
+@pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *TEXT_FAMILIES])
+def test_prompts_in_small_chunks_answer_as_each_request_alone(family: str) -> None:
+    own = lab(family)
+    prompts = mixed_batch(own)[: 5 if family in TILED else None] if own.has_images else text_batch(own)
+    rig = Rig(worker_of(family, max_num_batched_tokens=48))
+    assert rig.answers(*prompts) == [own.alone(prompt, 32)[: GREEDY.max_tokens] for prompt in prompts]
 
 
 def test_requests_that_join_and_leave_between_steps_answer_as_alone() -> None:

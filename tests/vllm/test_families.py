@@ -6,13 +6,13 @@ from contextlib import aclosing
 
 import pytest
 
-from tests.checkpoints import FAMILIES
+from tests.checkpoints import CHECKPOINTS
 from tests.vllm.conftest import GREEDY, ids_of, open_rig, own_answer
 
 ONE_PICTURE_AT_MOST = {"paligemma"}
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen2_5_vl"])  # test_vllm_engine.py
+@pytest.mark.parametrize("family", [family for family in CHECKPOINTS if family != "qwen2_5_vl"])  # test_vllm_engine.py
 async def test_tokens_are_those_of_vllms_own_chat(family: str) -> None:
     async with aclosing(open_rig(family)) as rigs:
         rig = await anext(rigs)
