@@ -59,7 +59,8 @@ def test_batches_of_every_size_answer_as_each_request_alone(family: str) -> None
     dice.shuffle(asked)
     counts = dice.sample(range(17, 33), len(asked))
     rig = Rig(worker_of(family, max_num_batched_tokens=2048))
-    sizes, keys = set(), []
+    sizes: set[int] = set()
+    keys: list[int] = []
     while len(keys) < len(asked) or rig.worker.scheduler.has_work:
         if len(keys) < len(asked):
             keys.append(rig.submit(asked[len(keys)], dataclasses.replace(GREEDY, max_tokens=counts[len(keys)])))
