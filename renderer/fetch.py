@@ -14,7 +14,7 @@ from renderer.connections import Resolver, system_addresses
 from renderer.download import Allowance, Downloader, ItemFailure
 from renderer.errors import MediaError, MediaForbiddenError, MediaUnreachableError, OverloadedError
 from renderer.fetch_config import FetchConfig
-from renderer.local_files import ForbiddenFileError, read_below
+from renderer.local_files import ForbiddenFileError, read_below, size_below
 
 logger = logging.getLogger("greenroom.fetch")
 
@@ -142,14 +142,18 @@ class MediaFetcher:
             raise ItemFailure(MediaForbiddenError, "a file: URL may not name a host")
         loop = asyncio.get_running_loop()
         try:
-            data = await loop.run_in_executor(self._threads, read_below, root, url.path, limit + 1)
+            size = await loop.run_in_executor(self._threads, size_below, root, url.path)
+            if size > limit:
+                raise ItemFailure(MediaUnreachableError, f"it exceeds {limit} bytes")
+            allowance.take(size)
+            data = await loop.run_in_executor(self._threads, read_below, root, url.path, size + 1)
         except ForbiddenFileError as error:
             raise ItemFailure(MediaForbiddenError, "its file may not be read") from error
         except OSError as error:
             raise ItemFailure(MediaUnreachableError, "its file cannot be read") from error
-        if len(data) > limit:
-            raise ItemFailure(MediaUnreachableError, f"it exceeds {limit} bytes")
-        allowance.take(len(data))
+        if len(data) > size:
+            raise ItemFailure(MediaUnreachableError, "its file grew while it was read")
+        allowance.give_back(size - len(data))
         return data
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,18 +13,33 @@ class ForbiddenFileError(Exception):
     """The path leads out of the folder, or to something that is not a regular file."""
 
 
-def read_below(root: Path, path: str, limit: int) -> bytes:
-    """The first `limit` bytes of a file.
+def size_below(root: Path, path: str) -> int:
+    """The size of a file in bytes.
 
     Args:
         root: The folder that it must lie in once links and `..` are resolved.
         path: Absolute.
-        limit: In bytes.
 
     Raises:
         ForbiddenFileError: It does not lie there, whether it exists or not, or is a folder, a device, a pipe.
-        OSError: It cannot be read.
+        OSError: It cannot be opened.
     """
+    with _opened(root, path) as descriptor:
+        return os.fstat(descriptor).st_size
+
+
+def read_below(root: Path, path: str, limit: int) -> bytes:
+    """The first `limit` bytes of a file.
+
+    Raises:
+        ForbiddenFileError, OSError: As `size_below`.
+    """
+    with _opened(root, path) as descriptor, open(descriptor, "rb", closefd=False) as file:
+        return file.read(limit)
+
+
+@contextmanager
+def _opened(root: Path, path: str) -> Iterator[int]:
     if not os.path.isabs(path) or "\0" in path:
         raise ForbiddenFileError
     top, target = os.path.realpath(root), os.path.realpath(path)
@@ -33,8 +49,7 @@ def read_below(root: Path, path: str, limit: int) -> bytes:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ForbiddenFileError
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -976,6 +976,32 @@ async def test_a_file_is_held_to_the_limits_of_bytes(root: Path) -> None:
         await refusal(fetcher, url, MediaUnreachableError)
 
 
+@pytest.mark.parametrize("rules", [{"max_bytes": 1000}, {"max_request_bytes": 1000}, {"max_held_bytes": 1000}])
+async def test_a_file_beyond_a_limit_is_not_read(
+    root: Path, rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any) -> bytes:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr("renderer.fetch.read_below", read)
+    os.truncate(root / "a picture.png", 1001)
+    url = f"file://{root}/a%20picture.png"
+    async with fetching(file_root=root, **rules) as fetcher:
+        with pytest.raises((MediaUnreachableError, OverloadedError)):
+            await fetcher.fetch(url, 0)
+
+
+async def test_a_file_that_changes_while_it_is_read_is_refused_where_it_grew(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, size = f"file://{root}/a%20picture.png", len(PICTURE)
+    async with fetching(file_root=root, max_request_bytes=size + 1) as fetcher:
+        monkeypatch.setattr("renderer.fetch.size_below", lambda *_: size - 1)
+        await refusal(fetcher, url, MediaUnreachableError)
+        monkeypatch.setattr("renderer.fetch.size_below", lambda *_: size + 1)
+        assert await fetcher.fetch(url, 0) == PICTURE
+
+
 # Settings
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from renderer.local_files import ForbiddenFileError, open_below, read_below
+from renderer.local_files import ForbiddenFileError, open_below, read_below, size_below
 
 LIMIT = 1000
 
@@ -25,6 +25,15 @@ def root(tmp_path: Path) -> Path:
 def test_a_file_below_the_root_is_read(root: Path) -> None:
     assert read_below(root, f"{root}/picture", LIMIT) == b"picture"
     assert read_below(root, f"{root}/inner/../picture", LIMIT) == b"picture"
+
+
+def test_the_size_of_a_file_below_the_root_is_told_and_of_no_other(root: Path) -> None:
+    assert size_below(root, f"{root}/picture") == len(b"picture")
+    os.truncate(root / "picture", 2**40)
+    assert size_below(root, f"{root}/picture") == 2**40
+    for path in (f"{root}/../secret", f"{root}/inner", "/etc/passwd"):
+        with pytest.raises(ForbiddenFileError):
+            size_below(root, path)
 
 
 def test_no_more_is_read_than_the_limit(root: Path) -> None:
