@@ -89,6 +89,50 @@ def test_content_parts_are_rendered_beside_the_engine(app: Application) -> None:
     assert app.cache("engine", "sender").hits == 1
 
 
+def test_content_parts_are_answered_the_same_as_a_stream(app: Application) -> None:
+    ids = app.post("/tokenize", {"messages": about(picture(4))}).json()["tokens"]
+    place = ids.index(IMAGE)
+    body = {
+        "token_ids": [*ids[: place + 1], *ids[place + TOKENS :]],
+        "content_parts": [{"type": "image_url", "url": picture(4).url}],
+        "sampling_params": GREEDY,
+        "output_mode": "text",
+    }
+    whole = app.post(GENERATE, body).json()["choices"][0]
+    assert picture(4).color in whole["text"]
+    choices = [chunk["choices"][0] for chunk in streamed(app, body)]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    assert [token for choice in choices for token in choice["token_ids"]] == whole["token_ids"]
+    assert choices[-1]["finish_reason"] == whole["finish_reason"] == "stop"
+
+
+def test_n_choices_are_those_of_n_seeds_whole_and_as_a_stream(app: Application) -> None:
+    prompt = rendered(app, 6)
+
+    def asked(**sampling: int) -> dict[str, Any]:
+        return prompt | {"sampling_params": {"temperature": 1.5, "max_tokens": 12, "ignore_eos": True, **sampling}}
+
+    alone = [app.post(GENERATE, asked(seed=3 + index)).json()["choices"][0]["token_ids"] for index in range(3)]
+    whole = app.post(GENERATE, asked(seed=3, n=3)).json()
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert [choice["token_ids"] for choice in whole["choices"]] == alone
+    assert len({tuple(ids) for ids in alone}) == 3
+    assert whole["usage"]["completion_tokens"] == 36
+    pieces: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for chunk in streamed(app, asked(seed=3, n=3)):
+        for choice in chunk["choices"]:
+            pieces[choice["index"]] += choice["token_ids"]
+    assert [pieces[index] for index in range(3)] == alone
+
+
+def streamed(app: Application, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chunks of the same request's stream."""
+    with app.http.stream("POST", GENERATE, json=body | {"stream": True}) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
 def test_a_stream_brings_the_same_tokens_piece_by_piece(app: Application) -> None:
     body = rendered(app, 1) | {"sampling_params": {**GREEDY, "logprobs": 2, "n": 1}}
     whole = app.post(GENERATE, body).json()["choices"][0]
