@@ -24,6 +24,7 @@ class MediaItem:
         data: The encoded file; None where the caller sent only a uuid.
         header: Of `data`.
         options: The processor options that it is processed under, those of its request.
+        name: The key of the caller's uuid; None where there is none.
     """
 
     index: int
@@ -33,6 +34,7 @@ class MediaItem:
     mm_hash: str
     cache_key: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
 
 
 def data_url_bytes(url: str, index: int = 0) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
@@ -20,7 +20,8 @@ from renderer.family import Family
 from renderer.image import ImageLimits, decode
 from renderer.items import ItemSource, LocalItems
 from renderer.media import MediaItem, bytes_of, check_uuid, identify
-from renderer.prompt import ImageSize, Tensors, tensor_bytes
+from renderer.names import Names
+from renderer.prompt import Tensors, tensor_bytes
 from renderer.threads import WarmPool, abandoned
 
 _MAX_NAMES = 65536
@@ -60,7 +61,7 @@ class MultiModalProcessor:
         self._first = first
         self._limits = limits
         self._max_uuid_length = max_uuid_length
-        self._names = _Names(_MAX_NAMES)
+        self._names = Names(_MAX_NAMES)
         self._under_way: dict[tuple[str, bool], _Job] = {}
         self._lock = threading.Lock()
 
@@ -71,16 +72,18 @@ class MultiModalProcessor:
     def identify(
         self, parts: Sequence[ImagePart], cache_salt: str | None, options: Mapping[str, Any]
     ) -> tuple[MediaItem, ...]:
-        """Headers and hashes of a request's images; no pixel is decoded.
+        """Headers and hashes of a request's images; no pixel is decoded, and no uuid is remembered.
 
         Raises:
             MediaError: An image is malformed or beyond the limits.
             CacheMissError: A uuid came without data, and this tenant has not sent its data here.
         """
-        return tuple(self._identify(part, index, cache_salt, options) for index, part in enumerate(parts))
+        named: dict[str, MediaItem] = {}
+        return tuple(self._identify(part, index, cache_salt, options, named) for index, part in enumerate(parts))
 
     def apply(self, items: Sequence[MediaItem], family: Family, lease: Lease | None) -> tuple[ProcessedItem, ...]:
-        """Process a request's items, in parallel and each distinct one once, or take them from the cache.
+        """Process a request's items, in parallel and each distinct one once, or take them from the cache. Once all are
+        there their uuids are remembered.
 
         Raises:
             MediaError: An image is corrupt, or the model cannot take it.
@@ -92,9 +95,17 @@ class MultiModalProcessor:
             for item in items:
                 if item.cache_key not in found:
                     found[item.cache_key] = self._find(item, family, lease, distinct)
-            return tuple(_awaited(found[item.cache_key], item) for item in items)
+            processed = tuple(_awaited(found[item.cache_key], item) for item in items)
         finally:
             self._leave([job for job in found.values() if isinstance(job, _Job)])
+        self.remember(items)
+        return processed
+
+    def remember(self, items: Sequence[MediaItem]) -> None:
+        """Let the uuids of a request that has not failed stand for what came with them."""
+        for item in items:
+            if item.name is not None and item.data is not None:
+                self._names.remember(item.name, item.cache_key, item.size)
 
     def submit(self, item: MediaItem, family: Family) -> Future[ProcessedItem]:
         """Begin what `apply` does for one item, with a cache that has no pins and in this process' own threads, and
@@ -132,17 +143,31 @@ class MultiModalProcessor:
         """Forget which uuid stands for which content."""
         self._names.clear()
 
-    def _identify(self, part: ImagePart, index: int, salt: str | None, options: Mapping[str, Any]) -> MediaItem:
+    def _identify(
+        self,
+        part: ImagePart,
+        index: int,
+        salt: str | None,
+        options: Mapping[str, Any],
+        named: dict[str, MediaItem],
+    ) -> MediaItem:
+        """
+        Args:
+            named: The request's own items so far, by the keys of their uuids.
+        """
         check_uuid(part.uuid, index, self._max_uuid_length)
         data = bytes_of(part, index)
         name = None if part.uuid is None else hashing.uuid_key(salt, part.uuid, options)
         if data is not None:
             item = identify(part, index, data, model=self._model, options=options, limits=self._limits)
             if name is not None:
-                self._names.remember(name, item.cache_key, item.size)
+                item = named[name] = dataclasses.replace(item, name=name)
             return item
-        known = None if name is None else self._names.recall(name)
-        if known is None or part.uuid is None:
+        if name is None or part.uuid is None:
+            raise _missing(index)
+        earlier = named.get(name)
+        known = self._names.recall(name) if earlier is None else (earlier.cache_key, earlier.size)
+        if known is None:
             raise _missing(index)
         cache_key, size = known
         return MediaItem(index, None, None, size, hashing.uuid_hash(self._model, part.uuid, options), cache_key)
@@ -223,32 +248,6 @@ class _Job:
         self.waiters = 1
         self.item: Future[ProcessedItem] = Future()
         self.work: Future[ProcessedItem] | None = None
-
-
-class _Names:
-    """The content that a tenant's uuid stands for, of the last `capacity` uuids. Thread-safe."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._content: OrderedDict[str, tuple[str, ImageSize]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def remember(self, name: str, cache_key: str, size: ImageSize) -> None:
-        with self._lock:
-            self._content[name] = (cache_key, size)
-            self._content.move_to_end(name)
-            if len(self._content) > self._capacity:
-                self._content.popitem(last=False)
-
-    def recall(self, name: str) -> tuple[str, ImageSize] | None:
-        with self._lock:
-            if name in self._content:
-                self._content.move_to_end(name)
-            return self._content.get(name)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._content.clear()
 
 
 def _awaited(found: ProcessedItem | _Job, item: MediaItem) -> ProcessedItem:

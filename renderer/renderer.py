@@ -125,8 +125,11 @@ class Renderer:
         """
         processor = self.readonly_mm_processor
         if isinstance(request, ChatRequest):
-            return self._draft_chat(request, processor, bounded=False).prompt()
-        return self._draft_tokens(request, processor).prompt()
+            draft = self._draft_chat(request, processor, bounded=False)
+        else:
+            draft = self._draft_tokens(request, processor)
+        processor.remember(draft.items)
+        return draft.prompt()
 
     def check(self, request: ChatRequest | CompletionRequest | TokensRequest) -> None:
         """Refuse what can be refused without the request's media, before these are fetched.

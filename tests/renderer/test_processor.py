@@ -161,6 +161,28 @@ def test_a_uuid_stands_for_what_this_tenant_last_sent_under_it(pool: WarmPool, f
     assert values(own, identified(own, ImagePart(uuid="mine")), family) == renamed
 
 
+def test_a_request_that_fails_leaves_a_uuid_what_it_stood_for(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    sent = values(own, identified(own, image_part(1, uuid="mine")), family)
+    broken = ImagePart(data=photo(seed=2)[:-400], uuid="mine")
+    for others in ((broken,), (image_part(2, uuid="mine"), ImagePart(data=photo(seed=3)[:-400]))):
+        with pytest.raises(MediaError):
+            values(own, identified(own, *others), family)
+        assert values(own, identified(own, ImagePart(uuid="mine")), family) == sent
+    with pytest.raises(MediaError):
+        identified(own, image_part(2, uuid="mine"), ImagePart(data=b"no image"))
+    assert values(own, identified(own, ImagePart(uuid="mine")), family) == sent
+
+
+def test_a_uuid_stands_for_what_came_with_it_earlier_in_the_same_request(pool: WarmPool, family: Watched) -> None:
+    own = processor(pool, ProcessorCache(10**8))
+    values(own, identified(own, image_part(1, uuid="mine")), family)
+    parts = (image_part(2, uuid="mine"), ImagePart(uuid="mine"), image_part(3, uuid="mine"), ImagePart(uuid="mine"))
+    first, second, third, fourth = values(own, identified(own, *parts), family)
+    assert first == second != third == fourth
+    assert values(own, identified(own, ImagePart(uuid="mine")), family) == [third]
+
+
 @pytest.mark.parametrize("other", [{"salt": "b"}, {"salt": None}, {"salt": "a", "options": {"max_pixels": 12544}}])
 def test_a_uuid_means_nothing_to_another_tenant_or_under_other_options(
     pool: WarmPool, family: Watched, other: dict[str, Any]

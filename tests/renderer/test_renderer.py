@@ -182,6 +182,13 @@ def test_a_layout_touches_no_cache(renderer: Renderer) -> None:
     assert sender(renderer).stats == own_cache(renderer).stats == CacheStats()
 
 
+def test_a_layout_that_fails_remembers_no_uuid(shared: Renderer) -> None:
+    with pytest.raises(RequestError):
+        shared.layout(TokensRequest((1, 2, 3), (image_part(uuid="unplaced"),)))
+    with pytest.raises(CacheMissError):
+        shared.layout(chat(ImagePart(uuid="unplaced")))
+
+
 def test_a_layout_of_a_known_uuid_needs_no_data(shared: Renderer) -> None:
     named = shared.layout(chat(image_part(uuid="mine"), cache_salt="layouts"))
     assert shared.layout(chat(ImagePart(uuid="mine"), cache_salt="layouts")) == named
