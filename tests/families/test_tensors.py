@@ -79,9 +79,11 @@ def same_on_the_wire(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool
     return ours == theirs
 
 
-def hugging_face(family: str, pixels: NDArray[np.uint8], options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What Hugging Face's own Pillow class makes of one image."""
-    processor = AutoImageProcessor.from_pretrained(checkpoint(family), backend="pil")
+def hugging_face(
+    family: str, pixels: NDArray[np.uint8], options: Mapping[str, Any], backend: str = "pil"
+) -> Mapping[str, Any]:
+    """What Hugging Face's own class of a backend makes of one image."""
+    processor = AutoImageProcessor.from_pretrained(checkpoint(family), backend=backend)
     if family.startswith("qwen"):
         options = {"size": processor.size, **with_size(processor, options)}
     settings = {**SETTINGS.get(family, {}), **options}

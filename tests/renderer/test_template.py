@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jinja2
 import pytest
 from transformers import AutoTokenizer
 
 from renderer.errors import ConfigError, RequestError
-from renderer.template import ChatTemplate
-from tests.renderer.builders import DEMO
+from renderer.renderer import Renderer
+from renderer.template import ChatTemplate, ChatTemplates
+from tests.renderer.builders import DEMO, chat
 
 HF = AutoTokenizer.from_pretrained(str(DEMO))
 SPEAK = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
@@ -136,3 +138,42 @@ def test_the_role_developer_is_known_where_it_is_quoted() -> None:
     assert ChatTemplate("{% if m.role == 'developer' %}{% endif %}").mentions("developer")
     assert ChatTemplate('{% if m.role == "developer" %}{% endif %}').mentions("developer")
     assert not ChatTemplate("{# for developers #}").mentions("developer")
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources that are compiled from now on."""
+    sources: list[str] = []
+    compile_ = jinja2.Environment.compile
+
+    def noted(environment: jinja2.Environment, source: Any, *arguments: Any, **options: Any) -> Any:
+        sources.append(source)
+        return compile_(environment, source, *arguments, **options)
+
+    monkeypatch.setattr(jinja2.Environment, "compile", noted)
+    return sources
+
+
+def test_a_models_templates_compile_once_however_many_requests_they_render(compiled: list[str]) -> None:
+    plain, tools = "{{ messages[0].content }}", "{{ messages[0].content }} with tools"
+    templates = ChatTemplates({"default": plain, "tool_use": tools})
+    assert compiled == [plain, tools]
+    for with_tools in (False, True) * 3:
+        template = templates.choose(None, with_tools)
+        template.render([{"role": "user", "content": "a"}], continue_final_message=False, variables={})
+    assert compiled == [plain, tools]
+
+
+def test_a_template_that_requests_bring_compiles_once_too(compiled: list[str]) -> None:
+    templates = ChatTemplates("{{ 1 }}")
+    for _ in range(3):
+        for brought in ("{{ 2 }}", "{{ 3 }}"):
+            templates.choose(brought, with_tools=False)
+    assert compiled == ["{{ 1 }}", "{{ 2 }}", "{{ 3 }}"]
+
+
+def test_rendering_compiles_nothing(shared: Renderer, compiled: list[str]) -> None:
+    for text in ("a", "b"):
+        shared.render_chat(chat(text))
+        shared.layout(chat(text))
+    assert compiled == []
