@@ -159,14 +159,15 @@ def test_a_stop_token_ends_the_output(asker: Asker) -> None:
 
 
 def test_a_seed_gives_its_own_text_every_time(asker: Asker) -> None:
-    first, again, other = (asker.ask(temperature=1.5, seed=seed, max_tokens=24)[0].text for seed in (3, 3, 4))
+    first, again, other = (asker.ask(temperature=2, seed=seed, max_tokens=64)[0].text for seed in (3, 3, 4))
     assert first == again != other
 
 
 def test_n_choices_are_those_of_n_seeds(asker: Asker) -> None:
-    three = asker.ask(**RANDOM, n=3, max_tokens=24)
-    alone = [asker.ask(temperature=1.5, seed=3 + index, max_tokens=24)[0] for index in range(3)]
+    three = asker.ask(temperature=2, seed=3, n=3, max_tokens=64)
+    alone = [asker.ask(temperature=2, seed=3 + index, max_tokens=64)[0] for index in range(3)]
     assert [choice.text for choice in three] == [choice.text for choice in alone]
+    assert len({choice.text for choice in alone}) == 3
     assert three[0].tokens == sum(choice.tokens for choice in alone)
 
 
