@@ -61,14 +61,14 @@ class MeteredFile(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._reads = 0
-        self._most = MAX_GIF_READS if data.startswith(b"GIF") else MAX_READS
+        self._most = self._left = MAX_GIF_READS if data.startswith(b"GIF") else MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Raises TooManyPartsError beyond the bound."""
-        self._reads += 1
-        _check(self._reads, self._most, "pieces in its header")
-        return super().read(size)
+        self._left -= 1
+        if self._left < 0:
+            raise TooManyPartsError(f"it has more than {self._most} pieces in its header")
+        return io.BytesIO.read(self, size)
 
 
 def check_structure(data: bytes) -> None:
