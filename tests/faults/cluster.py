@@ -27,6 +27,7 @@ from ray.serve.schema import ServeDeploySchema
 from tests.stack.helpers import Application, wait_until
 
 START_S = 600
+CPUS = 16  # that a node has to give away, whatever the machine has
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class RayCluster:
     """A running cluster. `nodes` adds and removes nodes of it, all on this machine.
 
     Attributes:
+        second_address: Of the proxy of a node other than the head.
         applications: Those deployed, by name, as a config file has them: Serve is always told all of them.
     """
 
     address: str
     nodes: Cluster
+    second_address: str
     applications: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def deploy(self) -> None:
@@ -57,21 +60,22 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(cpus: int = 16) -> Iterator[RayCluster]:
+def ray_cluster(cpus: int = CPUS) -> Iterator[RayCluster]:
     """A cluster of one node that has so many CPUs to give away, whatever the machine has."""
-    port = free_port()
+    port, second_port = free_port(), free_port()
     # In a folder of its own: in the usual one Ray writes down the cluster that whoever names none is to join.
-    with TemporaryDirectory(prefix="greenroom-") as folder, _environment(RAY_TMPDIR=folder), warnings.catch_warnings():
+    with TemporaryDirectory(prefix="greenroom-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
-        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-        try:
-            serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
-            yield RayCluster(f"http://127.0.0.1:{port}", nodes)
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-            nodes.shutdown()
+        with _environment(RAY_TMPDIR=folder, RAY_SERVE_WORKER_PROXY_HTTP_PORT=str(second_port)):
+            nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+            ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+            try:
+                serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
+                yield RayCluster(f"http://127.0.0.1:{port}", nodes, f"http://127.0.0.1:{second_port}")
+            finally:
+                serve.shutdown()
+                ray.shutdown()
+                nodes.shutdown()
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
 import ray
 
-from tests.faults.cluster import START_S, Deployed, RayCluster
+from tests.faults.cluster import CPUS, START_S, Deployed, RayCluster
 from tests.faults.conftest import PATIENT, TIERS
 from tests.faults.traffic import Traffic, known_answers, mixed_asks
 from tests.stack.helpers import wait_until
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(3 * START_S)]
 
 # One replica of each tier a node: what the lost node had can only come back on the one that replaces it.
 ONE_A_NODE = {"num_replicas": 2, "autoscaling_config": None, "max_replicas_per_node": 1}
-CPUS = 16
+CLIENTS = 4  # of each node's proxy
 
 
 @pytest.fixture
@@ -39,18 +40,27 @@ def test_a_lost_node_takes_only_what_ran_there_and_its_replicas_come_back_on_ano
     assert len(lost) == len(TIERS)
     asks = mixed_asks(random.Random(7), 32)
     known = list(zip(asks, known_answers(app.url, asks), strict=True))
-    with Traffic(app.url, known, clients=8) as traffic:
-        traffic.wait_for(30)
+    with (
+        Traffic(app.url, known, clients=CLIENTS) as kept,
+        Traffic(f"{cluster.second_address}/{app.name}", known, clients=CLIENTS) as cut,
+    ):
+        for traffic in (kept, cut):
+            traffic.wait_for(30)
         cluster.nodes.remove_node(two_nodes, allow_graceful=False)
         wait_until(lambda: alive_nodes() == 1, 120, "the cluster knows of its loss")
-        traffic.wait_for(60)
+        lost_at = time.time()
+        kept.wait_for(60)
         assert all(lost & {replica.name for replica in app.replicas(tier)} == set() for tier in TIERS)
         cluster.nodes.add_node(num_cpus=CPUS)
         app.wait_for_replicas(**dict.fromkeys(TIERS, 2))
-        traffic.wait_for(30)
+        for traffic in (kept, cut):
+            traffic.wait_for(30)
     app.close()
-    assert traffic.failures == []
-    print(f"{len(traffic.broken)} of {len(traffic.outcomes)} requests were cut off and asked again")
+    assert (kept.failures, cut.failures) == ([], [])
+    assert lost & {each.answer.replica for each in kept.outcomes if each.answer}, "its replicas worked for others"
+    assert kept.broken == [], "whose ingress lives notices nothing, whatever worked for it"
+    assert 0 < len(cut.broken) <= CLIENTS, "the lost ingress took what each client had there, once"
+    assert all(outcome.begun < lost_at for outcome in cut.outcomes if outcome.broken)
 
 
 def alive_nodes() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.faults.cluster import START_S, Deployed, RayCluster
 from tests.faults.conftest import PATIENT, TIERS, TWO
-from tests.faults.traffic import Ask, Traffic, known_answers, mixed_asks, story
+from tests.faults.traffic import Ask, Traffic, known_answers, longest_gaps, mixed_asks, story
 from tests.stack.helpers import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3 * START_S)]
@@ -20,6 +21,9 @@ ONE: dict[str, Any] = {"num_replicas": 1, "autoscaling_config": None}
 # Streams of so many tokens are always under way, so that some run across every moment of an update.
 LONG = 300
 LONG_STREAMS = 8
+# Of an update's length, for which a tier may seem to be silent: replicas that start take the machine from those that
+# serve. A tier without a replica would be silent for nearly all of it.
+LONGEST_GAP = 1 / 3
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +38,18 @@ def test_one_replica_a_tier_is_updated_without_a_gap(single: Deployed) -> None:
     before = {replica.name for tier in TIERS for replica in single.replicas(tier)}
     with Traffic(single.url, known(single), clients=8) as traffic:
         traffic.wait_for(20)
+        begun = time.monotonic()
         single.update({**PATIENT, "router": {**PATIENT["router"], "render_attempts": 4}}, **dict.fromkeys(TIERS, ONE))
         wait_until(lambda: all(running(single, tier) - before for tier in TIERS), START_S, "replacements run")
         single.wait_until_running()
         single.wait_for_replicas(**dict.fromkeys(TIERS, 1))
+        took = time.monotonic() - begun
         traffic.wait_for(20)
     assert (traffic.failures, traffic.broken) == ([], [])
+    gaps = longest_gaps(traffic.outcomes)
+    print(f"longest times without an answer {gaps}, in an update of {took:.0f} s")
+    for tier, gap in gaps.items():
+        assert gap < took * LONGEST_GAP, f"nobody served the {tier} tier's requests"
     assert not before & {name for tier in TIERS for name in running(single, tier)}
     seconds = [outcome.seconds for outcome in traffic.outcomes]
     print(f"{len(seconds)} requests: median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s")

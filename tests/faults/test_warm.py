@@ -17,7 +17,7 @@ from deployments.calls import ReplicaReport
 from tests.faults.cluster import START_S, Deployed, RayCluster, kill
 from tests.faults.conftest import PATIENT, TIERS
 from tests.faults.traffic import Ask, Traffic, known_answers, mixed_asks
-from tests.stack.helpers import wait_until
+from tests.stack.helpers import about, picture, wait_until
 
 pytestmark = [
     pytest.mark.faults,
@@ -27,9 +27,15 @@ pytestmark = [
 ]
 
 THREADS = 16
-SLOW = {**PATIENT, "renderer": {"media_threads": THREADS, "render_threads": THREADS}}
+# No picture is remembered: requests of a kind are the same work.
+SLOW = {**PATIENT, "renderer": {"media_threads": THREADS, "render_threads": THREADS, "processor_cache_bytes": 0}}
 # The tiers as the reports name them, and as Serve does.
 NAMES = dict(zip(("router", "render", "engine"), TIERS, strict=True))
+# Requests that are timed, and on which stages: see `test_first_request`.
+TIMED = {"render": ("one render", ("render", "write")), "engine": ("one chat", ("render", "first_token"))}
+PICTURES = 24
+LATER = 20
+BUDGET = 1.2
 QUICK = {"upscale_delay_s": 0.5, "downscale_delay_s": 5, "look_back_period_s": 2, "metrics_interval_s": 0.5}
 ELASTIC: dict[str, Any] = {"autoscaling_config": {"min_replicas": 1, "max_replicas": 2, **QUICK}}
 FIXED: dict[str, Any] = {"num_replicas": 1, "autoscaling_config": None}
@@ -45,7 +51,7 @@ def app(cluster: RayCluster) -> Iterator[Deployed]:
 
 @pytest.fixture(scope="module")
 def asks(app: Deployed) -> list[tuple[Ask, str]]:
-    asks = mixed_asks(random.Random(6), 32)
+    asks = mixed_asks(random.Random(6), 16) + [ask for number in range(PICTURES) for ask in one_picture(number)]
     return list(zip(asks, known_answers(app.url, asks), strict=True))
 
 
@@ -58,8 +64,10 @@ def test_replicas_that_replace_killed_ones_are_warm_before_their_first_request(
         for tier in TIERS:
             kill(app.replicas(tier)[0].pid)
         reports = newcomers(app, known)
+        wait_for_later(traffic, reports)
     assert traffic.failures == []
     assert_warm(reports)
+    assert_as_quick_as_later(traffic, reports)
 
 
 def test_replicas_of_a_rolling_update_are_warm_before_their_first_request(
@@ -70,9 +78,11 @@ def test_replicas_of_a_rolling_update_are_warm_before_their_first_request(
         traffic.wait_for(20)
         app.update({**SLOW, "router": {**SLOW["router"], "render_attempts": 4}}, **dict.fromkeys(TIERS, FIXED))
         reports = newcomers(app, known)
+        wait_for_later(traffic, reports)
         app.wait_until_running()
     assert (traffic.failures, traffic.broken) == ([], [])
     assert_warm(reports)
+    assert_as_quick_as_later(traffic, reports)
 
 
 def test_replicas_that_load_adds_are_warm_before_their_first_request_and_go_with_it(
@@ -89,8 +99,10 @@ def test_replicas_that_load_adds_are_warm_before_their_first_request_and_go_with
     known = replicas(app)
     with Traffic(app.url, asks, clients=12) as traffic:
         reports = newcomers(app, known)
+        wait_for_later(traffic, reports)
     assert (traffic.failures, traffic.broken) == ([], [])
     assert_warm(reports)
+    assert_as_quick_as_later(traffic, reports)
     app.wait_for_replicas(**dict.fromkeys(TIERS, 1))
 
 
@@ -122,3 +134,40 @@ def assert_warm(reports: list[ReplicaReport]) -> None:
         assert report.first_request_at is not None
         assert report.started_at + warm_s <= report.warmup_ended_at < report.first_request_at
         assert report.tier == "router" or warm_s > 2, "long enough that an early request would have come in it"
+
+
+def one_picture(number: int) -> list[Ask]:
+    """The requests that are timed: one picture each, and the shortest answer."""
+    messages = about(picture(number))
+    chat = {"messages": messages, "max_tokens": 1, "temperature": 0}
+    return [
+        Ask("one render", "/v1/chat/completions/render", {"messages": messages}),
+        Ask("one chat", "/v1/chat/completions", chat),
+    ]
+
+
+def times(traffic: Traffic, report: ReplicaReport) -> list[float]:
+    """Milliseconds that a replica took for its timed requests, in the order in which they were asked."""
+    kind, stages = TIMED[report.tier]
+    timed = [
+        (outcome.begun, sum(outcome.answer.timing.get(stage, 0.0) for stage in stages))
+        for outcome in tuple(traffic.outcomes)
+        if outcome.answer is not None and outcome.answer.replica == report.replica and outcome.ask.kind == kind
+    ]
+    return [milliseconds for _, milliseconds in sorted(timed)]
+
+
+def wait_for_later(traffic: Traffic, reports: list[ReplicaReport]) -> None:
+    """Until there are enough requests to compare each newcomer's first one with."""
+    timed = [report for report in reports if report.tier in TIMED]
+    wait_until(lambda: all(len(times(traffic, report)) > LATER for report in timed), START_S, "requests to compare")
+
+
+def assert_as_quick_as_later(traffic: Traffic, reports: list[ReplicaReport]) -> None:
+    """Beside other traffic single times scatter, so a first one is compared with the range of the later ones; a cold
+    one would be far out of it."""
+    for report in reports:
+        if report.tier in TIMED:
+            first, *later = times(traffic, report)
+            print(f"{report.tier}: first {first:.1f} ms, later {sorted(round(each, 1) for each in later)}")
+            assert first <= BUDGET * max(later[:LATER])

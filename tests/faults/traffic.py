@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,24 +20,39 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+import msgpack
 import numpy as np
 from PIL import Image
+from ray import serve
+from ray.exceptions import RayActorError
 
+from renderer.errors import GreenroomError
+from renderer.prompt import RenderedPrompt
 from tests.stack.helpers import QUESTION, about, picture, wait_until
 
 RETRY_PAUSE_S = 0.25
 # A lone proxy is away for some 25 s, a lone router for as long as its replacement takes to start.
 PATIENCE_S = 600.0
+HANDLE = "handle:"
+MSGPACK = "application/x-msgpack"
 STORY = "Tell me a story."
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. Equal asks have equal answers: greedy, seeded, or nothing that an engine has a part in."""
+    """One request. Equal asks have equal answers: greedy, seeded, or nothing that an engine has a part in.
+
+    Attributes:
+        path: Of HTTP, or `handle:` and the method that is called in its place.
+        accept: The form of the answer.
+        status: That the right answer has.
+    """
 
     kind: str
     path: str
     body: Mapping[str, Any]
+    accept: str = "application/json"
+    status: int = 200
 
 
 class IngressBrokeError(Exception):
@@ -75,7 +91,8 @@ class Outcome:
 
 def mixed_asks(rng: random.Random, number: int, tokens: int = 48) -> list[Ask]:
     """So many different asks of every kind, text and images, in turn."""
-    makers = itertools.cycle((_chat, _stream, _seeded, _render, _layout, _tokenize, _completion, _detokenize))
+    over_http = (_chat, _stream, _seeded, _render, _layout, _tokenize, _completion, _detokenize, _choices, _generate)
+    makers = itertools.cycle((*over_http, _msgpack, _handle_chat, _handle_render, _stalled))
     return [next(makers)(rng, tokens) for _ in range(number)]
 
 
@@ -92,13 +109,15 @@ async def ask_once(http: httpx.AsyncClient, ask: Ask) -> Answer:
         IngressBrokeError: Asking again is what a client does.
         WrongAnswerError: The status is none that the failure rules allow.
     """
+    if ask.path.startswith(HANDLE):
+        return await _called(str(http.base_url), ask)
     try:
-        async with http.stream("POST", ask.path, json=ask.body) as response:
+        async with http.stream("POST", ask.path, json=ask.body, headers={"Accept": ask.accept}) as response:
             # An answer of Greenroom's own says who gave it; one of Serve's proxy stands for a router that is gone.
             if "x-greenroom-replica" not in response.headers:
                 raise IngressBrokeError(f"status {response.status_code} of the proxy")
             data = await response.aread()
-            if response.status_code != 200:
+            if response.status_code != ask.status:
                 raise WrongAnswerError(f"status {response.status_code}: {data[:300]!r}")
             content = streamed(data) if ask.body.get("stream") else _content(ask, data)
             return Answer(content, response.headers["x-greenroom-replica"], _timing(response.headers))
@@ -140,7 +159,8 @@ def known_answers(address: str, asks: Sequence[Ask], at_once: int = 4) -> list[s
             return await asyncio.gather(*(one(http, ask) for ask in asks))
 
     outcomes = asyncio.run(run())
-    assert [outcome.failure for outcome in outcomes if outcome.failure] == []
+    failed = [f"{outcome.ask.kind}: {outcome.failure}" for outcome in outcomes if outcome.failure]
+    assert not failed, failed
     return [outcome.answer.content for outcome in outcomes if outcome.answer is not None]
 
 
@@ -209,6 +229,23 @@ class Traffic:
             self.outcomes.append(await ask_patiently(http, ask, expected))
 
 
+# The tier that answers, by an ask's kind.
+SERVED_BY = {
+    **dict.fromkeys(
+        ("render", "layout", "tokenize", "detokenize", "msgpack", "render, handle", "stalled host"), "render"
+    ),
+    **dict.fromkeys(("chat", "stream", "completion", "choices", "generate", "chat, handle"), "engine"),
+}
+
+
+def longest_gaps(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The longest time, in seconds, in which nobody got an answer of a tier, among clients that ask all the time."""
+    ends: dict[str, list[float]] = {"router": sorted(outcome.ended for outcome in outcomes), "render": [], "engine": []}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.ended):
+        ends[SERVED_BY[outcome.ask.kind]].append(outcome.ended)
+    return {tier: max(later - before for before, later in itertools.pairwise(at)) for tier, at in ends.items()}
+
+
 def streamed(data: bytes) -> str:
     """What an event stream adds up to: every choice's text and end, and the usage.
 
@@ -230,12 +267,35 @@ def streamed(data: bytes) -> str:
     return json.dumps([text, finish, None if usage is None else usage["completion_tokens"]])
 
 
+async def _called(address: str, ask: Ask) -> Answer:
+    """See `ask_once`: through the handle of the application that the address is of."""
+    handle = serve.get_app_handle(address.strip("/").rpartition("/")[2])
+    try:
+        answer = await handle.options(method_name=ask.path.removeprefix(HANDLE)).remote(dict(ask.body))
+    except RayActorError as error:
+        raise IngressBrokeError(repr(error)) from error
+    except GreenroomError as error:
+        raise WrongAnswerError(repr(error)) from error
+    if not isinstance(answer, RenderedPrompt):
+        return Answer(json.dumps([choice.message.content for choice in answer.choices]), "", {})
+    digest = hashlib.sha256(repr(answer.token_ids).encode())
+    for item in answer.items:
+        digest.update(item.mm_hash.encode())
+        for _, tensor in sorted((item.tensors or {}).items()):
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+    return Answer(digest.hexdigest(), "", {})
+
+
 def _content(ask: Ask, data: bytes) -> str:
     """An answer without what differs from one time to the next."""
+    if ask.accept == MSGPACK:
+        answer = msgpack.unpackb(data)
+        answer.pop("request_id")
+        return hashlib.sha256(msgpack.packb(answer)).hexdigest()
     answer = json.loads(data)
     if "usage" in answer:
         return json.dumps([answer["choices"], answer["usage"]["completion_tokens"]])
-    if ask.kind in ("render", "layout"):
+    if ask.kind in ("render", "layout", "one render"):
         answer.pop("request_id")
         return hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()
     return json.dumps(answer)
@@ -284,6 +344,49 @@ def _detokenize(rng: random.Random, tokens: int) -> Ask:
 def _completion(rng: random.Random, tokens: int) -> Ask:
     prompt = f"The {rng.choice(('red', 'green', 'blue'))} {rng.choice(('circle', 'square', 'star'))}"
     return Ask("completion", "/v1/completions", {"prompt": prompt, "temperature": 0, "max_tokens": tokens})
+
+
+def _choices(rng: random.Random, tokens: int) -> Ask:
+    options = {"n": 3, "temperature": 1.0, "seed": rng.randrange(1000), "max_tokens": tokens}
+    return Ask("choices", "/v1/chat/completions", {"messages": about(*_pictures(rng)), **options})
+
+
+def _generate(rng: random.Random, tokens: int) -> Ask:
+    body = {"token_ids": [rng.randrange(300, 700) for _ in range(20)]}
+    return Ask(
+        "generate", "/inference/v1/generate", {**body, "sampling_params": {"temperature": 0, "max_tokens": tokens}}
+    )
+
+
+def _msgpack(rng: random.Random, tokens: int) -> Ask:
+    return Ask("msgpack", "/v1/chat/completions/render", {"messages": about(*_pictures(rng))}, accept=MSGPACK)
+
+
+def _handle_chat(rng: random.Random, tokens: int) -> Ask:
+    body = {"messages": about(*_pictures(rng)), "temperature": 0, "max_tokens": tokens}
+    return Ask("chat, handle", f"{HANDLE}chat_completions", body)
+
+
+def _handle_render(rng: random.Random, tokens: int) -> Ask:
+    return Ask("render, handle", f"{HANDLE}render_chat", {"messages": about(*_pictures(rng))})
+
+
+def _stalled(rng: random.Random, tokens: int) -> Ask:
+    """An image whose host takes the connection and says nothing."""
+    url = f"{stalled_host()}/{rng.randrange(64)}.png"
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    return Ask("stalled host", "/v1/chat/completions/render", body, status=422)
+
+
+@cache
+def stalled_host() -> str:
+    """Its address. The kernel takes its connections; nobody reads from them."""
+    host = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    _hosts.append(host)
+    return f"http://127.0.0.1:{host.getsockname()[1]}"
+
+
+_hosts: list[socket.socket] = []
 
 
 @cache
