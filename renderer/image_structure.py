@@ -125,11 +125,13 @@ def png_header(data: bytes) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of every chunk, with length and checksum."""
+    """Kind, start and end of every chunk up to the end mark, with length and checksum."""
     position = len(PNG_SIGNATURE)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         yield kind, position, position + 12 + length
+        if kind == b"IEND":
+            break
         position += 12 + length
 
 
@@ -203,7 +205,8 @@ def _segment_end(data: bytes, length_at: int) -> int:
 
 def _check_riff(data: bytes) -> None:
     chunks, position = 0, 12
-    while position + 8 <= len(data):
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    while position + 8 <= end:
         chunks += 1
         _check(chunks, MAX_FRAMES, "chunks")
         (length,) = struct.unpack_from("<I", data, position + 4)

@@ -223,6 +223,14 @@ def test_what_follows_a_jpeg_is_none_of_its_scans(progressive: bool) -> None:
     assert read_header(film, 0, LIMITS) == read_header(jpeg(), 0, LIMITS)
 
 
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_bytes_behind_the_end_of_a_file_are_no_parts_of_it(kind: str) -> None:
+    data = encoded(BASE, kind) + bytes(4 * MIB)
+    header = read_header(data, 0, LIMITS)
+    assert (header.width, header.height) == BASE.size
+    assert decode(data, header, 0).shape == (24, 40, 3)
+
+
 def test_a_jpeg_in_one_scan_may_hold_what_looks_like_scans() -> None:
     thumbnails = segment(0xED, empty_scans(500))
     assert read_header(jpeg(thumbnails, progressive=True), 0, LIMITS) == read_header(jpeg(), 0, LIMITS)

@@ -14,6 +14,7 @@ from renderer.errors import MediaError, UnsupportedFieldError
 from tests.stack.helpers import TOKENS, Application, about, picture
 
 MODEL = "demo/model"
+HELLO = {"role": "user", "content": "Hello"}
 
 
 @pytest.fixture
@@ -170,10 +171,16 @@ def test_a_render_answer_always_says_max_tokens(app: Application) -> None:
     ("path", "body", "status", "kind", "param"),
     [
         ("/v1/chat/completions", {"messages": [], "colour": 1}, 400, "BadRequestError", "colour"),
-        ("/v1/chat/completions", {"logit_bias": {"1": 2}}, 400, "BadRequestError", "logit_bias"),
+        ("/v1/chat/completions", {"messages": [HELLO], "logit_bias": {"1": 2}}, 400, "BadRequestError", "logit_bias"),
         ("/v1/chat/completions", {}, 400, "Bad Request", "body.messages"),
         ("/v1/chat/completions", {"max_tokens": "x"}, 400, "Bad Request", "body.messages"),
-        ("/v1/chat/completions", {"prompt_logprobs": 1}, 400, "BadRequestError", "prompt_logprobs"),
+        (
+            "/v1/chat/completions",
+            {"messages": [HELLO], "prompt_logprobs": 1},
+            400,
+            "BadRequestError",
+            "prompt_logprobs",
+        ),
         ("/v1/chat/completions/render", {"model": "other"}, 400, "Bad Request", "body.messages"),
         ("/v1/completions", {"prompt": "a", "model": "other"}, 404, "NotFoundError", "model"),
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "BadRequestError", "max_tokens"),
