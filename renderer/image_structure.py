@@ -49,7 +49,7 @@ _SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # frames that one scan of all components compl
 _MAX_JUNK = 64 * 1024  # before a segment; a `MeteredFile` gives less
 _EXIF = b"Exif\0\0"
 _BOXES_OF_BOXES = (b"meta", b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl", b"jp2h", b"res ")
-_BOXES_OF_DATA = (b"mdat", b"idat", b"jp2c", b"colr", b"uuid", b"xml ", b"free", b"skip")
+_BOXES_OF_DATA = (b"mdat", b"idat", b"jp2c", b"colr", b"uuid", b"xml ", b"free", b"skip", bytes(4))
 
 
 class TooManyPartsError(Exception):

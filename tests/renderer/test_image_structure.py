@@ -227,7 +227,6 @@ def test_what_follows_a_jpeg_is_none_of_its_scans(progressive: bool) -> None:
 def test_bytes_behind_the_end_of_a_file_are_no_parts_of_it(kind: str) -> None:
     data = encoded(BASE, kind) + bytes(4 * MIB)
     header = read_header(data, 0, LIMITS)
-    assert (header.width, header.height) == BASE.size
     assert decode(data, header, 0).shape == (24, 40, 3)
 
 
