@@ -262,7 +262,7 @@ class HandleBackend:
         """
         opening = {asyncio.create_task(self._open(tier, handle)): tier for tier, handle in self._tiers.items()}
         resting = [await rests(handle.handle) for handle in self._tiers.values()]
-        awaited = [task for task, rests in zip(opening, resting, strict=True) if not rests]
+        awaited = [task for task, is_resting in zip(opening, resting, strict=True) if not is_resting]
         late = (await asyncio.wait(awaited, timeout=self._config.tier_wait_s))[1] if awaited else set()
         for task in late:
             logger.warning("router: no replica of the %s tier was there in time", opening[task])
