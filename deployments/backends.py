@@ -28,7 +28,7 @@ from deployments.calls import (
 )
 from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
-from deployments.running import answers_of_all, obeyed_by_all, rests, running_replicas, wait_for_replicas
+from deployments.running import answers_of_all, obeyed_by_all, resting, running_replicas, wait_for_replicas
 from deployments.tier import Tier
 from deployments.work import call_seconds
 from renderer.conversation import media_of
@@ -261,8 +261,8 @@ class HandleBackend:
         A tier that rests at no replica is left at that; the ways there are opened when it starts.
         """
         opening = {asyncio.create_task(self._open(tier, handle)): tier for tier, handle in self._tiers.items()}
-        resting = [await rests(handle.handle) for handle in self._tiers.values()]
-        awaited = [task for task, is_resting in zip(opening, resting, strict=True) if not is_resting]
+        at_rest = await resting([handle.handle for handle in self._tiers.values()])
+        awaited = [task for task, rests in zip(opening, at_rest, strict=True) if not rests]
         late = (await asyncio.wait(awaited, timeout=self._config.tier_wait_s))[1] if awaited else set()
         for task in late:
             logger.warning("router: no replica of the %s tier was there in time", opening[task])

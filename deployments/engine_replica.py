@@ -22,6 +22,7 @@ from deployments.records import Record, application
 from deployments.rehearsal import rehearse_rendering
 from deployments.rendering import Clock, ItemSources, RenderOnly, rendered, warm_renderer
 from deployments.sampling import resolve
+from deployments.tier import Operation, Tiers, choose_tier
 from deployments.weights.control import Control, PauseMode, engine_id
 from deployments.weights.replica import ReplicaWeights
 from deployments.weights.wanted import Weights, WeightsRecord
@@ -189,7 +190,9 @@ class EngineReplica(RenderOnly):
 
     def _borrow(self, config: EngineTierConfig, render: Any) -> Helpers:
         remote = self.engine.sender_cache is None
-        tier = RenderTier(lambda: render, skip_mm_cache=remote)
+        tiers = Tiers(render=True, engine="remote" if remote else config.engine.backend)
+        skip_mm_cache = choose_tier(Operation.BORROWED, tiers).skip_mm_cache or False
+        tier = RenderTier(lambda: render, skip_mm_cache)
         rule = BorrowRule(config.borrow, config.helpers.min_pixels)
         threads = config.renderer.media_threads
         copies = remote and config.renderer.processor_cache_bytes > 0

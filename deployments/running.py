@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,16 @@ async def wait_for_replicas(handle: Any) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-async def rests(handle: Any) -> bool:
-    """Whether a deployment is meant to have no replica now: none runs, and none is being started."""
+async def resting(handles: Sequence[Any]) -> tuple[bool, ...]:
+    """Of each deployment, whether it is meant to have no replica now: none runs, and none is being started.
+
+    The controller is asked once for all.
+    """
     status = await asyncio.to_thread(serve.status)
+    return tuple(_rests(status, handle) for handle in handles)
+
+
+def _rests(status: Any, handle: Any) -> bool:
     application = status.applications.get(handle.app_name)
     deployment = None if application is None else application.deployments.get(handle.deployment_name)
     if deployment is None or deployment.status not in (DeploymentStatus.HEALTHY, DeploymentStatus.DOWNSCALING):

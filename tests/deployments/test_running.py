@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from deployments import backends
 from deployments.backends import HandleBackend
 from deployments.config import RouterConfig
-from deployments.running import Answers, answers_of_all
+from deployments.running import Answers, answers_of_all, resting
 from deployments.tier import Tier
 from renderer.errors import IncompleteError
 
@@ -62,6 +63,31 @@ async def test_those_that_answer_in_time_are_told_from_those_that_were_asked() -
 
 async def test_a_deployment_of_none_answers_nothing() -> None:
     assert await answers_of_all(Handle(), "report", 0.05) == Answers((), 0)
+
+
+RESTING: dict[str, tuple[str, dict[str, int]]] = {
+    "running": ("HEALTHY", {"RUNNING": 1}),
+    "none": ("HEALTHY", {}),
+    "leaving": ("DOWNSCALING", {"STOPPING": 1}),
+    "begun": ("UPDATING", {}),
+    "starting": ("UPSCALING", {"STARTING": 1}),
+}
+
+
+async def test_the_controller_is_asked_once_which_of_all_tiers_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    deployments = {
+        name: SimpleNamespace(status=status, replica_states=states) for name, (status, states) in RESTING.items()
+    }
+
+    def status() -> Any:
+        asked.append(1)
+        return SimpleNamespace(applications={"app": SimpleNamespace(deployments=deployments)})
+
+    monkeypatch.setattr(serve, "status", status)
+    handles = [SimpleNamespace(app_name="app", deployment_name=name) for name in (*RESTING, "unknown")]
+    assert await resting(handles) == (False, True, True, False, False, False)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
