@@ -10,7 +10,8 @@ import torch
 
 from engine.families.base import ImageFamily, check_pixels, take
 from renderer.errors import ConfigError, RequestError
-from renderer.prompt import Tensors
+from renderer.families import idefics3
+from renderer.prompt import ImageSize, Tensors
 
 # Tokens of the vision tower that stand for no patch.
 _CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -48,9 +49,11 @@ class Idefics3(ImageFamily):
 
     @property
     def largest_item(self) -> int:
-        side = self.processor.max_image_size["longest_edge"]
-        tiles = -((-self.processor.size["longest_edge"] // side) ** 2) + 1 if self.processor.do_image_splitting else 1
-        return int(tiles) * self._tile_embeds
+        if not self.processor.do_image_splitting:
+            return self._tile_embeds
+        longest, side = (size["longest_edge"] for size in (self.processor.size, self.processor.max_image_size))
+        rows, columns = idefics3.tiles(ImageSize(longest, longest), longest, side)
+        return (rows * columns + 1) * self._tile_embeds
 
     def example(self, embeds: int) -> Tensors:
         side, tiles = self.vision.image_size, max(1, embeds // self._tile_embeds)

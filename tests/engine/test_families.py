@@ -12,8 +12,11 @@ import torch
 from engine.families import Family
 from engine.families.base import PixelFormat, normalise
 from engine.model import Model
+from renderer.checkpoint import Checkpoint
+from renderer.config import RendererConfig
 from renderer.errors import RequestError
-from renderer.prompt import PlaceholderRange, Tensors
+from renderer.families import choose_family
+from renderer.prompt import ImageSize, PlaceholderRange, Tensors
 from tests.checkpoints import checkpoint
 from tests.engine.builders import Picture, Text, engine_config, lab
 
@@ -34,6 +37,17 @@ def test_a_true_item_has_as_many_embeddings_as_its_range_takes(name: str) -> Non
     (item,) = lab(name).prompt(Picture(1)).items
     assert family.check(item.tensors or {}) == item.range.num_embeds
     assert [len(embeds) for embeds in family.encode([item.tensors or {}])] == [item.range.num_embeds]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_largest_item_is_the_one_that_the_renderer_makes_of_the_largest_picture(name: str) -> None:
+    config = RendererConfig(model=str(checkpoint(name)))
+    replacement = choose_family(Checkpoint.load(config), config).replacement(ImageSize(9999, 9999))
+    mask = replacement.embed_mask
+    embeds = len(replacement.token_ids) if mask is None else sum(mask)
+    family = family_of(name)
+    assert family.largest_item == embeds
+    assert family.check(family.example(embeds)) == embeds
 
 
 @pytest.mark.parametrize("name", FAMILIES)
