@@ -29,7 +29,7 @@ def test_every_step_is_reported_and_nothing_is_left(family: str) -> None:
     assert (len(worker.encoder_cache), len(worker.pool._block_of), worker.pool.available) == (0, 0, before.blocks_total)
 
 
-# max_model_len is 1024 here, smaller than what the processors allow for one picture. Idefics3's tiles are of 169 tokens.
+# max_model_len is 1024 here, less than the processors allow for one picture. Idefics3's tiles are of 169 tokens.
 @pytest.mark.parametrize(
     ("family", "largest", "usual"), [("qwen2_5_vl", range(900, 1023), 256), ("idefics3", [1014], 169)]
 )
