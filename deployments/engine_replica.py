@@ -76,7 +76,7 @@ class EngineReplica(RenderOnly):
         record.warm()
         if self._helpers is not None:
             self._helpers.open()
-        record.tell(self.report)
+        record.tell(self.report)  # asks the engine every few seconds, which is how one that hangs is found
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Event]:
         """Render a prompt on the engine path and stream its choices; `Started` comes with the first token.

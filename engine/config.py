@@ -32,3 +32,6 @@ class EngineConfig(BaseModel):
     mm_cache_bytes: int = Field(512 * MIB, ge=0, description="Of the receiver cache, and so of the sender cache.")
     encoder_cache_bytes: int = Field(256 * MIB, ge=0)
     threads: int = Field(1, ge=1, description="CPU threads of the core's forward passes.")
+    stall_s: float = Field(
+        120, gt=0, description="How long the core may leave a question unanswered; then another takes its place."
+    )

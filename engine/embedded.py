@@ -50,6 +50,7 @@ class EmbeddedEngine:
         self._keys = itertools.count()
         self._streams: dict[int, Stream] = {}
         self._calls: dict[int, Future[EngineStats]] = {}
+        self._loading: set[int] = set()  # calls that may take as long as they take
         self._last_stats = EngineStats()
         self._ready: Ready | None = None
         self._restarts = 0
@@ -101,9 +102,19 @@ class EmbeddedEngine:
         self._check_serving()
 
     async def stats(self) -> EngineStats:
-        """The core's counters after everything that it was told before; the last known ones while there is no core."""
-        with contextlib.suppress(EngineDeadError):
-            self._last_stats = await self._call("stats")
+        """The core's counters after everything that it was told before; the last known ones while there is no core.
+
+        A core answers between two steps. One that does not for `stall_s` hangs, whatever on: it is ended as if it had
+        died, so that its requests go on elsewhere.
+        """
+        core = self._core
+        try:
+            async with asyncio.timeout(self.config.stall_s):
+                self._last_stats = await self._call("stats")
+        except EngineDeadError:
+            pass
+        except TimeoutError:
+            self._end_stalled(core)
         warmup_s = {} if self._ready is None else self._ready.warmup_s
         return replace(self._last_stats, restarts=self._restarts, warmup_s=warmup_s)
 
@@ -165,12 +176,19 @@ class EmbeddedEngine:
             self._check_serving()
             number = next(self._keys)
             self._calls[number] = future
+            if operation == "reload":
+                self._loading.add(number)
             drop: tuple[str, ...] = ()
             if operation == "reset_cache":
                 self.sender_cache.clear_cache()
                 drop = self.sender_cache.commit(()).drop
             self._tell(Call(number, operation, drop, weights))
         return await asyncio.wrap_future(future)
+
+    def _end_stalled(self, core: CoreProcess | None) -> None:
+        if core is not None and not self._loading:
+            logger.error("the engine core has answered nothing for %.0f s; it ends for it", self.config.stall_s)
+            core.kill()
 
     def _tell(self, message: ToCore) -> None:
         if self._core is not None:
@@ -219,6 +237,7 @@ class EmbeddedEngine:
                 self._deliver(message)
             case Reply():
                 future = self._calls.pop(message.number)
+                self._loading.discard(message.number)
                 if message.error is None:
                     future.set_result(message.stats)
                 else:
@@ -254,6 +273,7 @@ class EmbeddedEngine:
             self.sender_cache.reset()
             failures = tuple((key, error) for key in self._streams)
             calls, self._calls = self._calls, {}
+            self._loading.clear()
         if not self._closed.is_set():
             logger.error("%s; %d requests end with it", reason, len(failures))
         self._deliver(Outputs((), failures))

@@ -56,6 +56,11 @@ class CoreProcess:
         self._outbox.put(None)
         self._channel.close()
 
+    def kill(self) -> None:
+        """End it without asking, as one that hangs has to be."""
+        self._process.kill()
+        self.close()
+
     def reap(self) -> int:
         """Wait for the process to end, and return its code."""
         self.close()

@@ -436,6 +436,44 @@ def failing_once(deliver: Callable[[Outputs], None]) -> Callable[[Outputs], None
     return failing
 
 
+async def test_a_core_that_hangs_ends_its_streams_and_another_takes_its_place(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (await engine.stats()).restarts
+    outputs = stream(engine, lab(FAMILY).prompt(Text(5, 73)))
+    await anext(outputs)
+    (core,) = core_processes()
+    core.suspend()
+    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"stall_s": 0.3}))
+    async with asyncio.timeout(DEADLINE_S):
+        await engine.stats()
+        with pytest.raises(EngineDeadError):
+            async for _ in outputs:
+                pass
+    monkeypatch.undo()
+    await until(lambda: serves(engine, restarts=before + 1))
+    prompt = lab(FAMILY).prompt(Text(9, 74))
+    assert await answer(engine, prompt) == lab(FAMILY).alone(prompt, GREEDY.max_tokens)
+    assert not core.is_running()
+
+
+async def test_a_core_that_takes_its_time_over_other_weights_does_not_hang(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await idle_stats(engine)
+    restarts = (await engine.stats()).restarts
+    (core,) = core_processes()
+    core.suspend()
+    loading = asyncio.create_task(engine.reload(None))
+    monkeypatch.setattr(engine, "config", engine.config.model_copy(update={"stall_s": 0.1}))
+    await asyncio.sleep(0)
+    await engine.stats()
+    core.resume()
+    await loading
+    monkeypatch.undo()
+    assert (await engine.stats()).restarts == restarts
+
+
 def core_processes() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "engine.core" in child.cmdline()]
 
