@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import httpx
 
-from engine.continuation import Continuation, continued
-from engine.limits import check_length
+from engine.continuation import Continuation
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
+from engine.relay import Relay
 from engine.remote_config import RemoteEngineConfig
 from engine.remote_server import Server, ServerPool
 from engine.remote_wire import Wire, read_cached_tokens, read_event
-from engine.requests import Aborted, Requests, UnderWay
+from engine.requests import UnderWay
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
 from renderer.errors import (
@@ -46,9 +46,8 @@ class RemoteEngine:
         self._pool = ServerPool(config)
         self._wire: Wire | None = None
         self._max_model_len = 0
-        self._requests = Requests()
+        self._relay = Relay(lambda: self.max_model_len)
         self._placed: dict[str, Server] = {}
-        self._counters = EngineStats()
 
     @property
     def max_model_len(self) -> int:
@@ -72,7 +71,7 @@ class RemoteEngine:
         self._max_model_len = min(limit, self.config.max_model_len or limit)
         self._wire = Wire(fields, self.config.dtype, self.config.served_model_name)
 
-    async def generate(
+    def generate(
         self, prompt: RenderedPrompt, params: SamplingParams, *, request_id: str, prior_output_ids: Sequence[int] = ()
     ) -> AsyncGenerator[EngineOutput]:
         """See `engine.protocol.Engine`. The request is sent when the first output is asked for.
@@ -83,29 +82,16 @@ class RemoteEngine:
             EngineStartingError: No server could be reached; none has seen the request.
             EngineDeadError: The connection was lost, or the server's engine.
         """
-        try:
-            check_length(prompt, params, self.max_model_len)
-            self._count(requests=1, prompt_tokens=len(prompt.token_ids))
-            with self._requests.under_way(request_id) as request:
 
-                def run(plan: Continuation) -> AsyncGenerator[EngineOutput]:
-                    return self._outputs(prompt, plan, request_id, request)
+        def run(plan: Continuation, request: UnderWay) -> AsyncGenerator[EngineOutput]:
+            return self._outputs(prompt, plan, request_id, request)
 
-                async with aclosing(continued(params, prior_output_ids, run)) as outputs:
-                    async for output in outputs:
-                        self._count(output_tokens=len(output.token_ids))
-                        yield output
-        except Aborted:
-            self._count(aborted=1)
-            yield EngineOutput((), "abort")
-        finally:
-            if prompt.lease is not None:
-                prompt.lease.close()
+        return self._relay.generate(prompt, params, request_id, prior_output_ids, run)
 
     async def abort(self, request_id: str) -> None:
         """End a request here, wherever it is on its way, and at the server that has it, if one has."""
         server = self._placed.get(request_id)
-        if self._requests.abort(request_id) and server is not None:
+        if self._relay.requests.abort(request_id) and server is not None:
             with suppress(EngineDeadError):
                 await self._pool.post(server, _ABORT, {"request_ids": [_ID_PREFIX + request_id]})
 
@@ -120,7 +106,7 @@ class RemoteEngine:
 
     async def stats(self) -> EngineStats:
         """Counters of what passed through here."""
-        return replace(self._counters, running=sum(server.in_flight for server in self._pool.servers))
+        return replace(self._relay.counters, running=sum(server.in_flight for server in self._pool.servers))
 
     async def reset_cache(self) -> None:
         """Empty the servers' caches.
@@ -151,7 +137,7 @@ class RemoteEngine:
             body = await asyncio.to_thread(self._started().body, prompt, plan.appended, plan.params, request_id)
             server, response = await self._pool.open(body)
         self._placed[request_id] = server
-        self._count(tensors_received=len(prompt.items), tensor_bytes_received=sum(i.nbytes for i in prompt.items))
+        self._relay.count(tensors_received=len(prompt.items), tensor_bytes_received=sum(i.nbytes for i in prompt.items))
         ended = False
         try:
             with self._pool.turn(server):
@@ -161,10 +147,10 @@ class RemoteEngine:
                             output = await anext(outputs)
                         ended = output.finish_reason is not None
                         cached = min(output.num_cached_tokens, len(prompt.token_ids))  # not of what is appended
-                        self._count(cached_tokens=cached)
+                        self._relay.count(cached_tokens=cached)
                         yield replace(output, num_cached_tokens=cached)
         finally:
-            self._count(aborted=not ended and not request.is_aborted)
+            self._relay.count(aborted=not ended and not request.is_aborted)
             self._placed.pop(request_id, None)
             await response.aclose()
 
@@ -211,11 +197,6 @@ class RemoteEngine:
         if self._wire is None:
             raise EngineStartingError("the engine has not started")
         return self._wire
-
-    def _count(self, **more: int) -> None:
-        """Add to counters, by name."""
-        sums = {name: getattr(self._counters, name) + value for name, value in more.items()}
-        self._counters = replace(self._counters, **sums)
 
 
 async def _outputs_of(response: httpx.Response, params: SamplingParams) -> AsyncGenerator[EngineOutput]:

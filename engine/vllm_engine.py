@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.continuation import Continuation, continued
-from engine.limits import check_length
+from engine.continuation import Continuation
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
-from engine.requests import Aborted, Requests, UnderWay
+from engine.relay import Relay
+from engine.requests import UnderWay
 from engine.vllm_adapter import engine_input, engine_output, is_failed, vllm_params
 from engine.vllm_config import VllmEngineConfig
 from engine.vllm_core import VllmCore, own_errors
@@ -73,8 +72,7 @@ class VllmEngine:
         self._order = asyncio.Lock()
         self._core: VllmCore | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._requests = Requests()
-        self._counters = EngineStats()
+        self._relay = Relay(lambda: self.max_model_len)
         self._weights: str | None = None
 
     @property
@@ -95,7 +93,7 @@ class VllmEngine:
         await self._begin()
         self._keeper = asyncio.create_task(self._keep(), name="greenroom-vllm")
 
-    async def generate(
+    def generate(
         self, prompt: RenderedPrompt, params: SamplingParams, *, request_id: str, prior_output_ids: Sequence[int] = ()
     ) -> AsyncGenerator[EngineOutput]:
         """See `engine.protocol.Engine`. The request is sent when the first output is asked for.
@@ -103,28 +101,14 @@ class VllmEngine:
         With `prior_output_ids` a request that has a seed, a schema, or presence or frequency penalties is generated
         again from its beginning; see `engine.continuation`.
         """
-        try:
-            core = self._serving()
-            check_length(prompt, params, core.max_model_len)
-            self._count(requests=1, prompt_tokens=len(prompt.token_ids))
-            with self._requests.under_way(request_id) as request:
 
-                def run(plan: Continuation) -> AsyncGenerator[EngineOutput]:
-                    return self._outputs(core, prompt, plan, request_id, request)
+        def run(plan: Continuation, request: UnderWay) -> AsyncGenerator[EngineOutput]:
+            return self._outputs(self._serving(), prompt, plan, request_id, request)
 
-                async with aclosing(continued(params, prior_output_ids, run)) as outputs:
-                    async for output in outputs:
-                        self._count(output_tokens=len(output.token_ids))
-                        yield output
-        except Aborted:
-            self._count(aborted=1)
-            yield EngineOutput((), "abort")
-        finally:
-            if prompt.lease is not None:
-                prompt.lease.close()
+        return self._relay.generate(prompt, params, request_id, prior_output_ids, run)
 
     async def abort(self, request_id: str) -> None:
-        self._requests.abort(request_id)
+        self._relay.requests.abort(request_id)
 
     async def health(self) -> None:
         self._serving()
@@ -132,7 +116,7 @@ class VllmEngine:
     async def stats(self) -> EngineStats:
         """Counters of what passed through here; vLLM does not tell how often its vision encoder ran."""
         cache, core = self.sender_cache.stats, self._core
-        stats = replace(self._counters, receiver_items=cache.entries, receiver_bytes=cache.bytes)
+        stats = replace(self._relay.counters, receiver_items=cache.entries, receiver_bytes=cache.bytes)
         if core is None:
             return stats
         running = min(core.levels.running, core.unfinished)
@@ -200,7 +184,7 @@ class VllmEngine:
                 if is_failed(output) and any(item.by_reference for item in sent.items):
                     sent, output = await self._send_again(sent, prompt, plan, request_id), None
                     output = await sent.next()
-            self._count(cached_tokens=min(output.num_cached_tokens or 0, len(prompt.token_ids)))
+            self._relay.count(cached_tokens=min(output.num_cached_tokens or 0, len(prompt.token_ids)))
             while True:
                 yield engine_output(output, plan.params, len(prompt.token_ids))
                 if output.finished:
@@ -209,7 +193,7 @@ class VllmEngine:
                     output = await sent.next()
         finally:
             if core.is_alive and (output is None or not output.finished):
-                self._count(aborted=not request.is_aborted)
+                self._relay.count(aborted=not request.is_aborted)
                 await core.llm.abort(sent.queue.request_id, internal=True)
 
     async def _send(self, core: VllmCore, prompt: RenderedPrompt, plan: Continuation, request_id: str) -> _Sent:
@@ -237,7 +221,7 @@ class VllmEngine:
         """Count what has crossed, or may have."""
         self.sender_cache.apply(items, sure)
         whole = [item.nbytes for item in items if not item.by_reference]
-        self._count(tensors_received=len(whole), tensor_bytes_received=sum(whole))
+        self._relay.count(tensors_received=len(whole), tensor_bytes_received=sum(whole))
 
     async def _send_again(self, sent: _Sent, prompt: RenderedPrompt, plan: Continuation, request_id: str) -> _Sent:
         """The receiver lacks an item that the mirror claimed. Whatever there is of tensors crosses this time.
@@ -247,7 +231,7 @@ class VllmEngine:
         """
         by_reference = [item.cache_key for item in sent.items if item.by_reference]
         self.sender_cache.doubt(by_reference)
-        self._count(receiver_misses=1)
+        self._relay.count(receiver_misses=1)
         logger.warning("vLLM lacks one of %d items that it should hold; sending the request again", len(by_reference))
         return await self._send(sent.core, prompt, plan, request_id)
 
@@ -273,7 +257,7 @@ class VllmEngine:
                     pause = _FIRST_PAUSE_S
                     await self._mourn(self._core)
                 await self._begin()
-                self._count(restarts=1)
+                self._relay.count(restarts=1)
             except Exception:
                 logger.exception("vLLM could not be started again; next attempt in %.0f s", pause)
                 await asyncio.sleep(pause)
@@ -292,8 +276,3 @@ class VllmEngine:
         if self._core is None or not self._core.is_alive:
             raise EngineStartingError("vLLM is not up")
         return self._core
-
-    def _count(self, **more: int) -> None:
-        """Add to counters, by name."""
-        sums = {name: getattr(self._counters, name) + value for name, value in more.items()}
-        self._counters = replace(self._counters, **sums)

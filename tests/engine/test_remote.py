@@ -401,7 +401,7 @@ async def test_an_abort_before_the_first_output_ends_the_request_here_and_at_its
                 await server.left.wait()
         stats = await engine.stats()
         assert (stats.aborted, stats.running) == (1, 0)
-        assert not engine._requests._by_id
+        assert not engine._relay.requests._by_id
         assert not engine._placed
 
 

@@ -183,7 +183,7 @@ async def test_an_aborted_request_ends_with_that_reason_and_at_the_server(far: F
     before = [await tokens_made(url) for url in far.urls]
     prompt = await far.render("Long")
     early = asyncio.create_task(far.ask(prompt, LONG))
-    while not far.engine._requests._by_id:  # noqa: ASYNC110
+    while not far.engine._relay.requests._by_id:  # noqa: ASYNC110
         await asyncio.sleep(0)
     await far.engine.abort("r")
     assert [output.finish_reason for output in await early] == ["abort"]

@@ -134,13 +134,13 @@ async def test_an_abort_before_a_request_is_sent_is_not_lost(rig: Rig) -> None:
     sent = (await rig.engine.stats()).tensors_received
     async with rig.engine._order:  # as while another is sent
         asked = asyncio.create_task(rig.ask(await rig.render("Long", 61), GREEDY, request_id="early"))
-        while not rig.engine._requests._by_id:  # noqa: ASYNC110
+        while not rig.engine._relay.requests._by_id:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await rig.engine.abort("early")
         assert [output.finish_reason for output in await asked] == ["abort"]
     stats = await rig.engine.stats()
     assert (stats.tensors_received, stats.running + stats.waiting) == (sent, 0)
-    assert not rig.engine._requests._by_id
+    assert not rig.engine._relay.requests._by_id
 
 
 async def test_other_weights_are_taken_and_given_back(rig: Rig, tmp_path: Path) -> None:
