@@ -99,8 +99,6 @@ class ChatBody(GenerationBody, ConversationBody):
     def _top_logprobs_belong_to_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs", "top_logprobs")
-        if self.logprob_token_ids and not self.logprobs:
-            raise RequestError("logprob_token_ids needs logprobs", "logprob_token_ids")
         return self
 
     @model_validator(mode="after")
@@ -122,6 +120,11 @@ class ChatBody(GenerationBody, ConversationBody):
             cache_salt=self.cache_salt,
         )
 
+    @property
+    def likeliest(self) -> int | None:
+        """See `GenerationBody.likeliest`."""
+        return self.top_logprobs if self.logprobs else None
+
     def _template_kwargs(self) -> Mapping[str, Any]:
         """Templates know the effort by its name, or only whether the model is to think at all."""
         if self.reasoning_effort is None:
@@ -135,7 +138,7 @@ class ChatBody(GenerationBody, ConversationBody):
             self,
             max_tokens=self.max_completion_tokens if newer else self.max_tokens,
             max_tokens_field="max_completion_tokens" if newer else "max_tokens",
-            logprobs=self.top_logprobs if self.logprobs and not self.logprob_token_ids else None,
+            logprobs=self.likeliest_to_report,
             structured=self.structured(),
         )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from deployments.bodies.generation import GenerationBody, sampling_of
 from deployments.bodies.strict import TokenId
@@ -22,16 +22,14 @@ class CompletionBody(GenerationBody):
     max_prompts: ClassVar[int] = 1024
     default_max_tokens: ClassVar[int] = 16
 
-    @model_validator(mode="after")
-    def _logprobs_of_tokens_belong_to_logprobs(self) -> Self:
-        if self.logprob_token_ids and self.logprobs is None:
-            raise RequestError("logprob_token_ids needs logprobs", "logprob_token_ids")
-        return self
+    @property
+    def likeliest(self) -> int | None:
+        """See `GenerationBody.likeliest`."""
+        return self.logprobs
 
     def sampling(self) -> SamplingRequest:
         limit = self.default_max_tokens if self.max_tokens is None else self.max_tokens
-        logprobs = None if self.logprob_token_ids else self.logprobs
-        return sampling_of(self, max_tokens=limit, logprobs=logprobs, structured=self.structured())
+        return sampling_of(self, max_tokens=limit, logprobs=self.likeliest_to_report, structured=self.structured())
 
     def request(self) -> CompletionRequest:
         return CompletionRequest(

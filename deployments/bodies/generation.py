@@ -161,6 +161,22 @@ class GenerationBody(Body, EngineFields):
             raise RequestError("prompt_logprobs are not streamed", "prompt_logprobs")
         return self
 
+    @model_validator(mode="after")
+    def _logprobs_of_tokens_belong_to_logprobs(self) -> Self:
+        if self.logprob_token_ids and self.likeliest is None:
+            raise RequestError("logprob_token_ids needs logprobs", "logprob_token_ids")
+        return self
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens are asked for beside each sampled one; None where no logprobs are."""
+        raise NotImplementedError
+
+    @property
+    def likeliest_to_report(self) -> int | None:
+        """The same of an engine: tokens that are named take the place of the likeliest."""
+        return None if self.logprob_token_ids else self.likeliest
+
     def structured(self) -> dict[str, Any] | None:
         """The JSON schema that an engine here is told, `{}` for any JSON object, None for none.
 
