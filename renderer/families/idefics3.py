@@ -6,17 +6,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from renderer.checkpoint import Checkpoint
 from renderer.config import RendererConfig
+from renderer.errors import ConfigError
 from renderer.families.base import ProcessedImages, image_placeholder, largest, masked
 from renderer.families.checks import check_number, checked_pixels, checked_tensor, has_empty
 from renderer.families.hf_processor import ImageProcessor, is_flag, longest_edge
 from renderer.family import Family, Field
-from renderer.pixels import Pixels
+from renderer.pixels import Pixels, normalised, resized
 from renderer.placeholders import Replacement
 from renderer.prompt import ImageSize, Tensors
 
@@ -33,6 +36,8 @@ class Idefics3(ProcessedImages):
         side: Of a tile, in pixels.
         tile_tokens: Of one tile, those that carry embeddings.
         text_of: Tokens of an image of so many rows and columns of tiles; of (0, 0) where it is not split.
+        masks: Of so many tiles.
+        written_out: Whether the tiles are cut here, without Hugging Face's class.
     """
 
     fields: ClassVar[Mapping[str, Field]] = {
@@ -44,19 +49,17 @@ class Idefics3(ProcessedImages):
     side: int
     tile_tokens: int
     text_of: Callable[[int, int], Replacement]
+    masks: Masks
+    written_out: bool
 
     def replacement(self, size: ImageSize) -> Replacement:
-        hf = self.processor.hf
-        if not hf.do_image_splitting:
-            return self.text_of(0, 0)
-        return self.text_of(*tiles(size, hf.size.longest_edge, hf.max_image_size["longest_edge"]))
+        return self.text_of(*self._grid(size))
 
     def tensors(self, pixels: Pixels) -> Tensors:
-        output = self.processor(pixels)
-        values = output["pixel_values"][0]
+        values = self._values(pixels) if self.written_out else self.processor(pixels)["pixel_values"][0]
         return {
             "pixel_values": values,
-            "pixel_attention_mask": output["pixel_attention_mask"][0],
+            "pixel_attention_mask": self.masks.of(len(values)),
             "num_patches": np.array(len(values), np.int64),
         }
 
@@ -73,6 +76,50 @@ class Idefics3(ProcessedImages):
         edge = int(self.processor.hf.size.longest_edge)
         sizes = [ImageSize(edge, max(1, edge * part // 8)) for part in range(1, 9)]
         return largest(((len(self.replacement(size).token_ids), size) for size in sizes), max_tokens)
+
+    def _grid(self, size: ImageSize) -> tuple[int, int]:
+        hf = self.processor.hf
+        return tiles(size, hf.size.longest_edge, self.side) if hf.do_image_splitting else (0, 0)
+
+    def _values(self, pixels: Pixels) -> NDArray[np.float32]:
+        """The tensor of Hugging Face's torchvision class, which copies the pixels several times more."""
+        hf = self.processor.hf
+        return normalised(self._cut(pixels), hf.image_mean, hf.image_std, 1 / hf.rescale_factor)
+
+    def _cut(self, pixels: Pixels) -> list[Pixels]:
+        """The tiles, row by row, and the whole image as one more; that alone where it is not split."""
+        hf, side = self.processor.hf, self.side
+        height, width = pixels.shape[:2]
+        rows, columns = self._grid(ImageSize(width, height))
+        resample = Image.Resampling(hf.resample)
+        large = ImageSize(*_shrunk(*_enlarged(width, height, hf.size.longest_edge)))
+        whole = ImageSize(side * (columns or 1), side * (rows or 1))
+        for size in (large, whole):
+            pixels = resized(pixels, size, resample, "torchvision")
+        if not rows:
+            return [pixels]
+        corners = [(row * side, column * side) for row in range(rows) for column in range(columns)]
+        cut = [pixels[top : top + side, left : left + side] for top, left in corners]
+        return [*cut, resized(pixels, ImageSize(side, side), resample, "torchvision")]
+
+
+class Masks:
+    """Masks of tiles of which every pixel counts: views of one block, as long as the longest that was asked for.
+
+    Thread-safe: two threads that both need a longer block each have theirs.
+    """
+
+    def __init__(self, side: int) -> None:
+        self._block = np.ones((0, side, side), np.int64)
+
+    def of(self, tiles: int) -> NDArray[np.int64]:
+        """int64 [tiles, side, side], read-only."""
+        block = self._block
+        if len(block) < tiles:
+            block = np.ones((tiles, *block.shape[1:]), np.int64)
+            block.flags.writeable = False
+            self._block = block
+        return block[:tiles]
 
 
 def tiles(size: ImageSize, longest: int, side: int) -> tuple[int, int]:
@@ -117,19 +164,30 @@ def build(checkpoint: Checkpoint, config: RendererConfig) -> Family:
     """The family of an Idefics3 or SmolVLM checkpoint.
 
     Raises:
-        ConfigError: The tokenizer lacks a token, or `mm_processor_kwargs` holds something unknown.
+        ConfigError: The tokenizer lacks a token, `mm_processor_kwargs` holds something unknown, or the processor cuts
+            other tiles than the model sees.
     """
     side = checkpoint.config.vision_config.image_size
     options = {"do_image_splitting": is_flag, "size": longest_edge(side, _MAX_EDGE)}
+    processor = ImageProcessor.load(checkpoint, config, options)
+    if processor.hf.max_image_size["longest_edge"] != side:
+        raise ConfigError(f"max_image_size {processor.hf.max_image_size} is not the vision tower's {side} pixels")
     return Idefics3(
         name=checkpoint.model_type,
         placeholder=image_placeholder(checkpoint),
         embed_id=checkpoint.config.image_token_id,
-        processor=ImageProcessor.load(checkpoint, config, options),
+        processor=processor,
         side=side,
         tile_tokens=_tile_tokens(checkpoint),
         text_of=_texts(checkpoint),
+        masks=Masks(side),
+        written_out=config.image_backend == "torchvision" and _is_usual(processor.hf),
     )
+
+
+def _is_usual(hf: Any) -> bool:
+    """Whether nothing that the processor does to pixels is switched off."""
+    return bool(hf.do_resize and hf.do_rescale and hf.do_normalize and hf.do_pad)
 
 
 def _texts(checkpoint: Checkpoint) -> Callable[[int, int], Replacement]:

@@ -63,9 +63,9 @@ class QwenVL(ImageFamily):
         height, width = pixels.shape[:2]
         size = self._resized(ImageSize(width, height))
         grid = np.array([1, size.height // self.patch, size.width // self.patch], np.int64)
-        resized = resize(pixels, size, self.resample, self.backend)
+        planes = resize(pixels, size, self.resample, self.backend)
         return {
-            "pixel_values": patches(resized, self.patch, self.merge, self.temporal),
+            "pixel_values": patches(planes, self.patch, self.merge, self.temporal),
             "image_grid_thw": grid,
         }
 

@@ -185,6 +185,7 @@ def test_a_model_of_an_unknown_family_is_refused_with_those_that_are_known(tmp_p
         ("llava", "config.json", {"vision_feature_select_strategy": "class"}, "vision_feature_select_strategy"),
         ("llava_onevision", "config.json", {"vision_aspect_ratio": "square"}, "'square' is not known"),
         ("paligemma", "tokenizer_config.json", {"bos_token": None}, "begin token"),
+        ("smolvlm", "preprocessor_config.json", {"max_image_size": {"longest_edge": 384}}, "max_image_size"),
         ("qwen2_vl", "preprocessor_config.json", {"size": {"height": 28, "width": 28}}, "shortest_edge"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from renderer.conversation import ChatRequest, media_of
+from renderer.families.idefics3 import Idefics3, Masks
 from renderer.image import ImageLimits, decode, read_header
 from renderer.prompt import RenderedPrompt
 from renderer.renderer import Renderer
 from renderer.wire import encode_item
 from tests.checkpoints import IMAGE_FAMILIES, checkpoint
 from tests.families.conftest import RendererOf
+from tests.families.test_families import changed
 from tests.families.test_goldens import assert_is_the_peers, differs
-from tests.goldens.cases import cases, pictures
+from tests.goldens.cases import cases, chat, image, pictures, user
 from tests.goldens.files import golden
-from tests.goldens.pictures import picture
+from tests.goldens.pictures import drawing, picture
 from tests.goldens.tensors import decode_item
 
 WITH_TENSORS = [
@@ -140,3 +143,37 @@ def test_pillow_tensors_are_hugging_faces(family: str, name: str, renderer_of: R
         # Hugging Face widens raw pixels, which stay uint8 here.
         assert item.tensors[key].dtype in (theirs.dtype, np.uint8), key
         np.testing.assert_array_equal(item.tensors[key], theirs)
+
+
+@pytest.mark.parametrize("family", ["idefics3", "smolvlm"])
+@pytest.mark.parametrize("options", [{"size": {"longest_edge": 1024}}, {"do_image_splitting": False}], ids=str)
+def test_tiles_cut_here_are_those_of_hugging_faces_class(
+    family: str, options: Mapping[str, Any], renderer_of: RendererOf
+) -> None:
+    chosen = renderer_of(family).family.with_options(options)
+    assert isinstance(chosen, Idefics3)
+    assert chosen.written_out
+    for size in ((90, 60), (60, 90), (1, 70), (64, 64), (300, 20)):
+        pixels = np.array(drawing(*size))
+        tensors, theirs = chosen.tensors(pixels), chosen.processor(pixels)
+        for name in ("pixel_values", "pixel_attention_mask"):
+            np.testing.assert_array_equal(tensors[name], theirs[name][0])
+            assert tensors[name].dtype == theirs[name].dtype
+
+
+def test_a_processor_that_leaves_a_step_out_cuts_its_tiles_itself(tmp_path: Path) -> None:
+    renderer = Renderer(changed("smolvlm", tmp_path, "preprocessor_config.json", do_normalize=False))
+    (item,) = render(renderer, chat(user(image("rgb-97x61.png")))).items
+    assert item.tensors is not None
+    assert 0 <= item.tensors["pixel_values"].min() < item.tensors["pixel_values"].max() <= 1
+    renderer.close()
+
+
+def test_masks_of_ones_share_their_memory() -> None:
+    masks = Masks(4)
+    five, two = masks.of(5), masks.of(2)
+    assert np.shares_memory(five, two)
+    assert (five.shape, two.shape) == ((5, 4, 4), (2, 4, 4))
+    assert five.all()
+    assert not two.flags.writeable
+    assert masks.of(7).all()
