@@ -100,7 +100,7 @@ class RouterConfig(ReplicaConfig):
     )
     render_attempts: int = Field(3, ge=1, description="Replicas that a render-only request is tried on.")
     command_s: float = Field(600, gt=0, description="How long engine replicas may take to pause or to load weights.")
-    failover_s: float = Field(30, ge=0, description="How long a generation without progress is tried again.")
+    failover_s: float = Field(30, ge=0, description="How long a generation is tried again once its replica is lost.")
     tier_wait_s: float = Field(120, ge=0, description="How long a starting router waits for the tiers' first replicas.")
     admission: AdmissionConfig = AdmissionConfig()
     overflow: bool = Field(

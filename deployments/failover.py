@@ -137,7 +137,10 @@ def _count(progress: Progress) -> None:
 
 
 class _Patience:
-    """How long and how often to try again; progress renews it."""
+    """How long and how often to try again after a loss; progress renews it.
+
+    How long a replica was silent before it was lost does not count: it may have had a long queue, or have hung.
+    """
 
     def __init__(self, seconds: float, request_id: str) -> None:
         self._seconds = seconds
@@ -145,7 +148,8 @@ class _Patience:
         self.renew()
 
     def renew(self) -> None:
-        self._since, self._pause, self._deaths = time.monotonic(), FIRST_PAUSE_S, 0
+        self._lost_at: float | None = None
+        self._pause, self._deaths = FIRST_PAUSE_S, 0
 
     async def wait(self, error: Exception) -> None:
         """Pause before the next attempt, longer each time.
@@ -156,7 +160,9 @@ class _Patience:
         self._deaths += not isinstance(error, EngineStartingError)
         if self._deaths >= MAX_DEATHS:
             raise EngineError(f"{self._deaths} engines died under this request") from error
-        if time.monotonic() - self._since > self._seconds:
+        now = time.monotonic()
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        if now - self._lost_at > self._seconds:
             raise EngineDeadError("no engine replica could go on with this request; try again") from error
         logger.warning("request %s: %s; going on elsewhere", self._request_id, type(error).__name__)
         await asyncio.sleep(self._pause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
@@ -115,6 +116,27 @@ async def test_an_engine_that_is_starting_is_waited_for() -> None:
 async def test_patience_ends() -> None:
     with pytest.raises(EngineDeadError, match="no engine replica"):
         await read(Replicas([0] * 10**6, EngineStartingError("starting")), patience_s=0.02)
+
+
+@pytest.mark.parametrize("events", [0, 3])
+async def test_patience_begins_with_the_loss_however_long_the_replica_was_silent_before(
+    events: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(failover, "time", SimpleNamespace(monotonic=lambda: now))
+    replicas = Replicas([events], EngineDeadError("died"))
+
+    async def silent(call: GenerateCall) -> AsyncGenerator[Event]:
+        """Waits in a full engine, or hangs, for much longer than anybody is patient, and dies of it."""
+        nonlocal now
+        try:
+            async for event in replicas(call):
+                yield event
+        finally:
+            now += 3600
+
+    found = [event async for event in continued(call(), silent, patience_s=30)]
+    assert sorted(found, key=str) == sorted(await read(Replicas([], None)), key=str)
 
 
 async def test_a_bad_request_is_not_tried_again() -> None:
