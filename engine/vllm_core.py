@@ -97,15 +97,17 @@ class VllmCore:
     def place_of_weights(self) -> Callable[[str], str | None]:
         """Where the model puts a checkpoint's weight of a name; None for one that it does not take."""
         from vllm.model_executor.model_loader.utils import get_model_cls
+        from vllm.model_executor.models.utils import AutoWeightsLoader
 
+        unused = AutoWeightsLoader.REMOVE_UNUSED_ROTARY_EMBEDS_MAPPER
         mapper = getattr(get_model_cls(self.llm.model_config), "hf_to_vllm_mapper", None)
         names = None if mapper is None else replace(mapper, orig_to_new_stacked={})
         config = self.llm.model_config.hf_config
         tied = any(getattr(each, "tie_word_embeddings", False) for each in (config, config.get_text_config()))
 
         def place(name: str) -> str | None:
-            if tied and "lm_head." in name:
-                return None  # the embeddings are
+            if (tied and "lm_head." in name) or unused.map_name(name) is None:
+                return None  # the embeddings are the head, and rotary frequencies are computed
             return name if names is None else names.map_name(name)
 
         return place

@@ -1,7 +1,7 @@
 """Whether a checkpoint's weights fit the model that runs in a vLLM, by the heads of their files: nothing is loaded.
 
 vLLM takes weights one by one, over those that it has. What a checkpoint lacks stays as it was, and what is of another
-shape fails half-way, so both are found out before.
+shape or has no place in the model fails half-way, so all that is found out before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -29,6 +28,21 @@ class _Weight:
     def fits(self, other: _Weight) -> bool:
         same_kind = self.dtype == other.dtype or {self.dtype, other.dtype} <= _FLOATS
         return same_kind and self.shape == other.shape
+
+
+_Weights = Mapping[str, _Weight]
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """
+    Attributes:
+        kind: Its `model_type`.
+        weights: By their places in the model.
+    """
+
+    kind: str
+    weights: _Weights
 
 
 def checkpoint_folder(model: str, revision: str | None = None, cache: str | None = None) -> Path:
@@ -51,29 +65,42 @@ def check_weights(path: Path, own: Path, place: Callable[[str], str | None]) -> 
     Raises:
         RequestError: It cannot be read, is of another kind, or lacks a weight, or has one too many or of another shape.
     """
-    try:
-        kinds = [_kind(folder) for folder in (path, own)]
-        theirs, ours = (_weights(folder, place) for folder in (path, own))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RequestError(f"cannot read the weights of {path}: {error}", "path") from error
-    if kinds[0] != kinds[1]:
-        raise RequestError(f"{path} is a {kinds[0]}, the model a {kinds[1]}", "path")
-    for fault, names in {
-        "lacks": sorted(ours.keys() - theirs.keys()),
-        "has more than the model:": sorted(theirs.keys() - ours.keys()),
-        "has of another shape:": sorted(
-            name for name in ours.keys() & theirs.keys() if not ours[name].fits(theirs[name])
-        ),
-    }.items():
+    theirs = _read(path, place, f"the weights of {path} cannot be read")
+    ours = _read(own, place, "no others can be taken, for the model's own weights cannot be read")
+    if theirs.kind != ours.kind:
+        raise RequestError(f"{path} is a {theirs.kind}, the model a {ours.kind}", "path")
+    fault = _fault(theirs.weights, ours.weights)
+    if fault is not None:
+        raise RequestError(f"the checkpoint {path} {fault}", "path")
+
+
+def _fault(theirs: _Weights, ours: _Weights) -> str | None:
+    """What keeps weights from being taken in the place of others."""
+    common = ours.keys() & theirs.keys()
+    faults = {
+        "lacks {}": ours.keys() - theirs.keys(),
+        "has {}, which the model has no place for: write it without": theirs.keys() - ours.keys(),
+        "has {} of another shape or kind": {name for name in common if not ours[name].fits(theirs[name])},
+    }
+    for fault, names in faults.items():
         if names:
-            raise RequestError(f"the checkpoint {path} {fault} {', '.join(names[:4])}", "path")
+            return fault.format(", ".join(sorted(names)[:4]))
+    return None
 
 
-def _kind(folder: Path) -> Any:
-    return json.loads((folder / "config.json").read_text())["model_type"]
+def _read(folder: Path, place: Callable[[str], str | None], otherwise: str) -> _Checkpoint:
+    """
+    Raises:
+        RequestError: It cannot be read; says `otherwise`, and why.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        return _Checkpoint(kind, _weights(folder, place))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise RequestError(f"{otherwise}: {error}", "path") from error
 
 
-def _weights(folder: Path, place: Callable[[str], str | None]) -> Mapping[str, _Weight]:
+def _weights(folder: Path, place: Callable[[str], str | None]) -> _Weights:
     """All weights of a checkpoint, by their places in the model."""
     weights = {}
     for file in _files(folder):
@@ -94,7 +121,7 @@ def _files(folder: Path) -> list[Path]:
         return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"no *.safetensors in {folder}")
+        raise FileNotFoundError(f"{folder} holds no *.safetensors, the only files that weights are taken from")
     return files
 
 

@@ -56,7 +56,10 @@ def test_the_same_weights_fit_in_any_float_type_and_in_any_number_of_files(copy:
 
 FAULTS: dict[str, tuple[Callable[[Weights], object], str]] = {
     "one is lacking": (lambda weights: weights.pop(NORM), "lacks model.norm"),
-    "one is too many": (lambda weights: weights.update(more=weights[NORM].clone()), "more than the model: more"),
+    "one is too many": (
+        lambda weights: weights.update(more=weights[NORM].clone()),
+        "has more, which the model has no place for: write it without",
+    ),
     "one is of another shape": (lambda weights: weights.update({NORM: weights[NORM][:-1]}), "another shape"),
     "one is quantised": (lambda weights: weights.update({NORM: weights[NORM].char()}), "another shape"),
 }
@@ -74,12 +77,26 @@ def test_what_cannot_be_read_is_refused(copy: Path, tmp_path: Path) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     for folder in (copy, tmp_path / "nowhere", tmp_path):
-        with pytest.raises(RequestError, match="cannot read"):
+        with pytest.raises(RequestError, match=f"the weights of {folder} cannot be read"):
             check_weights(folder, OWN, as_it_is)
+    other = shutil.copytree(OWN, tmp_path / "other")
+    for name in ("config.json", "model.safetensors.index.json"):
+        (other / name).write_text("[]")
+        with pytest.raises(RequestError, match="cannot be read"):
+            check_weights(other, OWN, as_it_is)
+        shutil.copy(OWN / "config.json", other / "config.json")
     missing = sharded(shutil.copytree(OWN, tmp_path / "shards"))
     (missing / "part-1.safetensors").unlink()
-    with pytest.raises(RequestError, match="cannot read"):
+    with pytest.raises(RequestError, match="cannot be read"):
         check_weights(missing, OWN, as_it_is)
+
+
+def test_weights_in_other_files_are_refused_and_whose_they_are_is_said(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(RequestError, match=r"the weights of .*: .* holds no \*\.safetensors"):
+        check_weights(copy, OWN, as_it_is)
+    with pytest.raises(RequestError, match=r"the model's own weights .*: .* holds no \*\.safetensors"):
+        check_weights(OWN, copy, as_it_is)
 
 
 def test_another_kind_of_model_is_refused() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from engine.worker import Worker
@@ -86,6 +87,15 @@ def test_a_checkpoint_that_lacks_weights_is_refused(rig: Rig, other: Path, tmp_p
     model.save_pretrained(folder, state_dict=state)
     with pytest.raises(RequestError):
         rig.worker.reload(str(folder))
+
+
+def test_weights_that_the_model_has_no_place_for_are_passed_over(rig: Rig, other: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(other, tmp_path / "more")
+    weights = load_file(folder / "model.safetensors") | {"v_head.weight": torch.ones(1, 32)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    prompt = lab(FAMILY).prompt(*PARTS)
+    rig.worker.reload(str(folder))
+    assert rig.answers(prompt) == [Lab(other).alone(prompt, 10)]
 
 
 def test_a_checkpoint_that_breaks_off_is_refused_and_changes_nothing(rig: Rig, other: Path, tmp_path: Path) -> None:
