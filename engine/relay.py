@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from engine.continuation import Continuation, continued
-from engine.limits import check_length
+from engine.limits import check_request
 from engine.protocol import EngineOutput, EngineStats, SamplingParams
 from engine.requests import Aborted, Requests, UnderWay
 from renderer.prompt import RenderedPrompt
@@ -42,7 +42,7 @@ class Relay:
             run: Has the other program do what is left to do.
         """
         try:
-            check_length(prompt, params, self._limit())
+            check_request(prompt, params, self._limit())
             self.count(requests=1, prompt_tokens=len(prompt.token_ids))
             with self.requests.under_way(request_id) as request:
                 async with aclosing(continued(params, prior, lambda plan: run(plan, request))) as outputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from engine.protocol import EngineOutput, SamplingParams
 from engine.relay import Relay
 from engine.requests import UnderWay
 from renderer.caches import SenderCache
-from renderer.errors import ContextLengthError, EngineDeadError, EngineStartingError
+from renderer.errors import ContextLengthError, EngineDeadError, EngineStartingError, RequestError
 from renderer.prompt import RenderedPrompt
 
 PARAMS = SamplingParams(max_tokens=4, temperature=0.0)
@@ -69,17 +70,30 @@ async def test_an_abort_ends_a_request_with_that_reason() -> None:
     assert is_over(relay, prompt)
 
 
+MANY_STOPS = replace(PARAMS, stop_token_ids=tuple(range(1000)))
+
+
 @pytest.mark.parametrize(
-    ("relay", "tokens", "error"),
-    [(Relay(not_up), 3, EngineStartingError), (Relay(limit), 13, ContextLengthError)],
-    ids=["not up", "too long"],
+    ("relay", "tokens", "params", "error"),
+    [
+        (Relay(not_up), 3, PARAMS, EngineStartingError),
+        (Relay(limit), 13, PARAMS, ContextLengthError),
+        (Relay(limit), 3, replace(MANY_STOPS, min_tokens=1), RequestError),
+    ],
+    ids=["not up", "too long", "too many ends to hold back"],
 )
-async def test_what_cannot_begin_is_not_counted(relay: Relay, tokens: int, error: type[Exception]) -> None:
+async def test_what_cannot_begin_is_not_counted(
+    relay: Relay, tokens: int, params: SamplingParams, error: type[Exception]
+) -> None:
     prompt = prompt_of(tokens)
     with pytest.raises(error):
-        await anext(relay.generate(prompt, PARAMS, "r", (), well))
+        await anext(relay.generate(prompt, params, "r", (), well))
     assert relay.counters.requests == 0
     assert is_over(relay, prompt)
+
+
+async def test_stop_tokens_of_any_number_are_taken_where_none_is_held_back() -> None:
+    assert [output async for output in Relay(limit).generate(prompt_of(), MANY_STOPS, "r", (), well)]
 
 
 async def test_who_leaves_or_outlives_the_other_program_leaves_nothing_behind() -> None:
