@@ -89,6 +89,8 @@ class MultiModalProcessor:
             MediaError: An image is corrupt, or the model cannot take it.
             CacheMissError: An item came without data, and the cache does not hold it.
         """
+        if not items:
+            return ()
         found: dict[str, ProcessedItem | _Job] = {}
         distinct = len({item.cache_key for item in items})
         try:

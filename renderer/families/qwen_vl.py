@@ -43,6 +43,8 @@ class QwenVL(ImageFamily):
     backend: Backend
 
     def with_options(self, options: Mapping[str, Any]) -> Family:
+        if not options:
+            return self
         bounds = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         for name, value in _flattened(options).items():
             if name not in bounds:
