@@ -1,11 +1,14 @@
-"""A render tier in this process, of whatever a test module configures."""
+"""A render tier in this process, of whatever a test module configures, and what is counted."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
+from ray.serve import metrics
 
 from deployments.backends import LocalBackend
 from deployments.config import GreenroomConfig
@@ -40,3 +43,18 @@ async def http(operations: Operations) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(http_app(operations))
     async with httpx.AsyncClient(transport=transport, base_url="http://greenroom") as client:
         yield client
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What has been counted since: increments by a counter's name and the values of its tags."""
+    grown: Counter[str] = Counter()
+    count = metrics.Counter.inc
+
+    def inc(counter: Any, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+        name = counter._name.removeprefix("greenroom_").removesuffix("_total")
+        grown[" ".join([name, *(tags or {}).values()])] += int(value)
+        count(counter, value, tags)
+
+    monkeypatch.setattr(metrics.Counter, "inc", inc)
+    return grown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 
@@ -81,6 +82,13 @@ async def test_a_stream_goes_on_after_a_death_at_any_event(error: Exception | No
     undisturbed = await read(Replicas([], None), choices)
     for place in range(len(undisturbed)):
         assert sorted(await read(Replicas([place], error), choices), key=str) == sorted(undisturbed, key=str)
+
+
+async def test_a_try_again_and_a_stream_that_goes_on_are_counted_apart(counted: Counter[str]) -> None:
+    await read(Replicas([0], EngineDeadError("died")))
+    assert counted == {"retries engine": 1}
+    await read(Replicas([1, 1], EngineDeadError("died")))
+    assert counted == {"retries engine": 1, "continued_streams": 2}
 
 
 async def test_what_is_finished_is_not_asked_for_again() -> None:
@@ -162,7 +170,7 @@ async def test_the_replicas_stream_is_closed_when_the_reader_leaves() -> None:
     assert closed.is_set()
 
 
-async def test_pure_work_is_done_again_elsewhere() -> None:
+async def test_pure_work_is_done_again_elsewhere(counted: Counter[str]) -> None:
     tries = iter([ActorDiedError(), ActorUnavailableError("gone", None), None])
 
     async def work() -> str:
@@ -172,6 +180,7 @@ async def test_pure_work_is_done_again_elsewhere() -> None:
         return "done"
 
     assert await retried(work, attempts=3) == "done"
+    assert counted == {"retries render": 2}
 
 
 async def test_pure_work_is_given_up_after_its_attempts_and_never_repeated_for_a_bad_request() -> None:

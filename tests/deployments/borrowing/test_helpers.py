@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from typing import Any
@@ -136,7 +137,9 @@ async def test_a_decoding_engine_sends_its_items_away(pool: WarmPool) -> None:
     assert source.counts == {"borrowed": 1}
 
 
-async def test_a_lost_replica_is_tried_again_and_at_last_the_item_is_processed_here(pool: WarmPool) -> None:
+async def test_a_lost_replica_is_tried_again_and_at_last_the_item_is_processed_here(
+    pool: WarmPool, counted: Counter[str]
+) -> None:
     tier, local = Tier(), Local(pool)
     source = helpers(tier)
     tier.errors = [RayActorError()]
@@ -146,6 +149,7 @@ async def test_a_lost_replica_is_tried_again_and_at_last_the_item_is_processed_h
     assert await result(source.compute(item(1), 1, local.of(item(1)))) == 1
     assert local.done == [1]
     assert source.counts == {"lost": 1 + ATTEMPTS, "borrowed": 1, "returned": 1}
+    assert counted == {f"borrowed_items {outcome}": number for outcome, number in source.counts.items()}
 
 
 @pytest.mark.parametrize("error", [OverloadedError("full"), ValueError("RESOURCE_EXHAUSTED")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -152,8 +153,8 @@ async def test_tokens_have_their_spelling_on_request(http: httpx.AsyncClient) ->
     assert back == {"prompt": "Hello there"}
 
 
-async def test_an_error_in_a_stream_that_has_begun_is_its_last_event(
-    http: httpx.AsyncClient, backend: Scripted
+async def test_an_error_in_a_stream_that_has_begun_is_its_last_event_and_counted(
+    http: httpx.AsyncClient, backend: Scripted, counted: Counter[str]
 ) -> None:
     backend.script = (STARTED, Delta(0, "Hel", (1,)))
     backend.error = EngineError("the engine failed on this request")
@@ -163,6 +164,7 @@ async def test_an_error_in_a_stream_that_has_begun_is_its_last_event(
     assert json.loads(events[0])["choices"][0]["delta"]["content"] == "Hel"
     assert json.loads(events[1])["error"]["message"] == "the engine failed on this request"
     assert events[2:] == ["[DONE]"]
+    assert counted["broken_streams"] == 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
