@@ -85,11 +85,11 @@ class Request:
         """Whether one token is left to compute, and it is of the output: one of the prompt may need an item."""
         return self.num_tokens - self.computed == 1 and self.computed >= self.num_prompt
 
-    def append(self, token_id: int) -> None:
+    def append(self, token_id: int) -> bool:
+        """Add a token; False where the grammar does not go on with it."""
         self.tokens[self.num_tokens] = token_id
         self.num_tokens += 1
-        if self.grammar is not None:
-            self.grammar.advance([token_id])
+        return self.grammar is None or self.grammar.advance([token_id])
 
     def advance(self, computed: int) -> None:
         """Keys and values are there for so many tokens; of items before that nothing is needed any more."""

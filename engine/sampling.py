@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from engine.grammar import Grammar
 from engine.protocol import SamplingParams, TokenLogprobs
 from engine.request import Request
 
@@ -64,11 +66,28 @@ def _adjust(row: torch.Tensor, request: Request, eos_ids: frozenset[int]) -> Non
         ids, counts = np.unique(request.output_ids, return_counts=True)
         penalties = params.presence_penalty + params.frequency_penalty * counts
         row[torch.from_numpy(ids.astype(np.int64)).to(row.device)] -= torch.from_numpy(penalties).to(row)
-    if request.num_outputs < params.min_tokens:
-        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else eos_ids)
-        row[sorted(ends)] = -torch.inf
+    ends = _held_back(request, eos_ids)
     if request.grammar is not None:
-        row.masked_fill_(torch.from_numpy(~request.grammar.allowed()).to(row.device), -torch.inf)
+        allowed = torch.from_numpy(_allowed(request.grammar, ends)).to(row.device)
+        row.masked_fill_(~allowed, -torch.inf)
+    elif ends:
+        row[ends] = -torch.inf
+
+
+def _held_back(request: Request, eos_ids: frozenset[int]) -> list[int]:
+    """Tokens that would end the output too early."""
+    params = request.params
+    if request.num_outputs >= params.min_tokens:
+        return []
+    return sorted({*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)})
+
+
+def _allowed(grammar: Grammar, ends: list[int]) -> NDArray[np.bool_]:
+    """What may follow by the grammar, ends only where it leaves nothing else: it counts for more than `min_tokens`."""
+    allowed = grammar.allowed()
+    others = allowed.copy()
+    others[ends] = False
+    return others if others.any() else allowed
 
 
 def _sample_rows(logits: torch.Tensor, requests: Sequence[Request], rows: Sequence[int]) -> torch.Tensor:

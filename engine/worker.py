@@ -264,8 +264,10 @@ class Worker:
         return sample(logits, sampling, self.model.eos_ids) if sampling else ([], [])
 
     def _take(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:
-        """Add a sampled token; end the request if it was the last."""
-        request.append(token)
+        """Add a sampled token; end the request if it was the last, or if its grammar has come to nothing."""
+        if not request.append(token):
+            self._fail([request])
+            return
         self._count(output_tokens=1)
         reason, stop = self._finish_reason(request)
         reported = () if logprobs is None else (logprobs,)

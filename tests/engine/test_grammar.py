@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from engine.grammar import Grammar
 from engine.protocol import SamplingParams
 from engine.worker import Worker
-from renderer.errors import NotSupportedError, RequestError
+from renderer.errors import EngineError, NotSupportedError, RequestError
 from tests.checkpoints import checkpoint
 from tests.engine.builders import GREEDY, Rig, Text, engine_config, lab
 
@@ -59,6 +61,34 @@ def test_random_output_follows_the_schema(rig: Rig) -> None:
     assert all(follows_schema(answer) for answer in answers)
     assert len(set(answers)) > 2
     assert {rig.ends[key].finish_reason for key in keys} == {"stop"}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_schema_counts_for_more_than_a_least_number_of_tokens(rig: Rig, temperature: float) -> None:
+    """Whatever would end the output is held back, and the schema leaves nothing else."""
+    every = tuple(range(rig.worker.model.vocab_size))
+    asked = dataclasses.replace(
+        STRUCTURED, temperature=temperature, seed=2, stop_token_ids=every, min_tokens=120, ignore_eos=False
+    )
+    key = rig.submit(lab(FAMILY).prompt(Text(5)), asked)
+    rig.run()
+    assert follows_schema(text_of(rig.tokens[key]))
+
+
+def test_output_that_leaves_its_schema_ends_with_an_error_and_costs_its_neighbour_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the library gives a grammar up that has become too large."""
+    prompt = lab(FAMILY).prompt(Text(5, 60))
+    with monkeypatch.context() as broken:
+        broken.setattr(Grammar, "allowed", lambda self: np.zeros(self._vocab_size, dtype=bool))
+        structured = rig.submit(lab(FAMILY).prompt(Text(5, 61)), dataclasses.replace(STRUCTURED, seed=1))
+        free = rig.submit(prompt)
+        rig.run()
+    assert type(rig.failures[structured]) is EngineError
+    assert not rig.tokens[structured]
+    assert tuple(rig.tokens[free]) == lab(FAMILY).alone(prompt, GREEDY.max_tokens)
+    assert rig.worker.stats.blocks_used == 0
 
 
 def test_a_neighbour_without_a_grammar_is_free(rig: Rig) -> None:
