@@ -103,7 +103,7 @@ def read_header(data: bytes, index: int, limits: ImageLimits) -> ImageHeader:
 
 
 def decode(data: bytes, header: ImageHeader, index: int) -> Pixels:
-    """Decode an image: first frame, upright, transparency over white, uint8 [height, width, 3].
+    """Decode an image: first frame, upright, transparency over white, uint8 [height, width, 3], read-only.
 
     Raises:
         MediaError: It is truncated or corrupt.
@@ -115,7 +115,7 @@ def decode(data: bytes, header: ImageHeader, index: int) -> Pixels:
             rgb = rgb.transpose(_TRANSPOSE[header.orientation])
         if rgb.size != (header.size.width, header.size.height):
             raise MediaError("its pixels are not of the size that its header gives", index)
-        return np.array(rgb)
+        return np.asarray(rgb)
 
 
 @contextmanager

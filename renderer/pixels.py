@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.dlpack import from_dlpack
 
 from renderer.prompt import ImageSize
 
@@ -46,10 +47,10 @@ def resized(pixels: Pixels, size: ImageSize, resample: Image.Resampling, backend
     if pixels.shape[:2] == (size.height, size.width):
         return pixels
     if backend == "pil":
-        return np.array(Image.fromarray(pixels).resize((size.width, size.height), resample))
+        return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), resample))
     # The batch is added before the channels move to the front: torch then sees that they are the last in memory, and
     # its kernel neither gathers nor scatters them.
-    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    batch = from_dlpack(pixels)[None].permute(0, 3, 1, 2)
     target, mode = (size.height, size.width), _TORCH_MODES[resample]
     output = torch.nn.functional.interpolate(batch, target, mode=mode, antialias=True, align_corners=False)
     channels_last: Pixels = output[0].permute(1, 2, 0).numpy()
@@ -61,7 +62,7 @@ def planes(pixels: Pixels) -> Pixels:
 
     torch does this several times as fast as numpy.
     """
-    apart: Pixels = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().numpy()
+    apart: Pixels = from_dlpack(pixels).permute(2, 0, 1).contiguous().numpy()
     return apart
 
 
@@ -81,7 +82,7 @@ def normalised(
     # numpy asks for huge pages, torch does not: memory that is new each time would cost more than the arithmetic.
     output = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
     for values, image in zip(output, images, strict=True):
-        torch.from_numpy(values).copy_(torch.from_numpy(planes(image))).sub_(shift).div_(spread)
+        from_dlpack(values).copy_(from_dlpack(planes(image))).sub_(shift).div_(spread)
     return output
 
 

@@ -16,7 +16,9 @@ from typing import Any, Literal, NoReturn
 import msgpack
 import numpy as np
 import pybase64
+import torch
 from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 
 from renderer.errors import RequestError
 from renderer.family import Field, FieldKind
@@ -43,7 +45,6 @@ _KINDS: dict[str, tuple[FieldKind, set[str], set[str]]] = {
     "flat": ("flat", {"keep_on_cpu", "slices", "dim"}, {"slices"}),
     "shared": ("shared", {"keep_on_cpu", "batch_size"}, {"batch_size"}),
 }
-_BLOCK = 1 << 16  # elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,24 +161,9 @@ def _wire_elements(tensor: NDArray[Any], float_type: FloatType) -> tuple[str, ND
 
 
 def _to_bfloat16(tensor: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves of float32 values, rounded to nearest, ties to even; as much at a time as a core's cache holds.
-
-    Args:
-        tensor: Contiguous.
-    """
+    """float32 values as bfloat16, rounded to nearest, ties to even."""
     halves = np.empty(tensor.shape, np.uint16)
-    values, target = tensor.reshape(-1), halves.reshape(-1)
-    work = np.empty(min(_BLOCK, values.size), np.uint32)
-    for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK]
-        bits, rounded = block.view(np.uint32), work[: block.size]
-        np.right_shift(bits, 16, out=rounded)
-        np.bitwise_and(rounded, 1, out=rounded)
-        np.add(rounded, 0x7FFF, out=rounded)
-        np.add(rounded, bits, out=rounded)
-        np.right_shift(rounded, 16, out=rounded)
-        target[start : start + _BLOCK] = rounded
-        target[start : start + _BLOCK][np.isnan(block)] = 0x7FC0
+    from_dlpack(halves.view(np.int16)).view(torch.bfloat16).copy_(from_dlpack(tensor))
     return halves
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.dlpack import from_dlpack
 from transformers.image_processing_backends import PilBackend
 from transformers.image_transforms import get_resize_output_image_size
 
@@ -154,4 +155,4 @@ def _target(image: Pixels, size: Any) -> tuple[int, int]:
 
 def _floats(image: NDArray[Any]) -> torch.Tensor:
     """float32 [3, height, width], rows one after the other in memory."""
-    return torch.from_numpy(image).to(torch.float32, memory_format=torch.contiguous_format)
+    return from_dlpack(image).to(torch.float32, memory_format=torch.contiguous_format)
