@@ -61,7 +61,11 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
-        text = LLMatcher.grammar_from_json_schema(json.dumps(schema or _ANY_OBJECT), {"whitespace_flexible": False})
+        try:
+            written = json.dumps(schema or _ANY_OBJECT)
+            text = LLMatcher.grammar_from_json_schema(written, {"whitespace_flexible": False})
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the JSON schema cannot be read: {error}", "response_format") from error
         matcher = LLMatcher(self._tokenizer, text, log_level=0)
         if matcher.is_error():
             raise RequestError(f"the JSON schema cannot be followed: {matcher.get_error()}", "response_format")

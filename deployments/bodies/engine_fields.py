@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deployments.bodies.strict import Strict, TokenId
+from deployments.bodies.strict import Strict, TokenId, check_depth
 from renderer.errors import RequestError
 
 MAX_BIAS = 100.0
@@ -70,6 +70,7 @@ class StructuredOutputs(BaseModel):
                 schema = orjson.loads(schema)
             except orjson.JSONDecodeError as error:
                 raise RequestError(f"structured_outputs.json is not JSON: {error.msg}", "structured_outputs") from error
+            check_depth(schema, "structured_outputs")
         if schema is not None and not isinstance(schema, dict):
             raise RequestError("structured_outputs.json must be a JSON schema", "structured_outputs")
         return {} if self.json_object else schema

@@ -3,7 +3,7 @@ refused by name; one that cannot change it is accepted. A null is the same as le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import orjson
@@ -15,6 +15,8 @@ BodyT = TypeVar("BodyT", bound="Body")
 Data = bytes | Mapping[str, Any] | BaseModel
 TokenId = Annotated[int, Field(ge=0)]
 MAX_ERRORS = 10
+# No body needs more, and what is far deeper can neither be passed on nor be followed as a schema.
+MAX_DEPTH = 100
 
 # Accounting, routing hints and the like: no answer depends on them.
 IGNORED = frozenset(
@@ -98,14 +100,39 @@ def loaded(data: Data) -> Any:
     """What a body's bytes spell, or a body that a handle's caller gave, as plain objects.
 
     Raises:
-        SchemaError: It is not JSON.
+        SchemaError: It is not JSON, or too deep.
     """
+    plain = _plain(data)
+    check_depth(plain, "body")
+    return plain
+
+
+def _plain(data: Data) -> Any:
     if isinstance(data, BaseModel):
         return data.model_dump(exclude_none=True)
     try:
         return orjson.loads(data) if isinstance(data, bytes) else data
     except orjson.JSONDecodeError as error:
         raise SchemaError(f"the body is not JSON: {error.msg} at character {error.pos}", f"body.{error.pos}") from error
+
+
+def check_depth(value: Any, field: str) -> None:
+    """
+    Raises:
+        SchemaError: It is nested more than `MAX_DEPTH` deep.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [part for value in level for part in _parts(value) if isinstance(part, (dict, list, tuple))]
+        if not level:
+            return
+    raise SchemaError(f"{field} is nested more than {MAX_DEPTH} deep", field)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def _schema_error(error: ValidationError) -> SchemaError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,8 +117,18 @@ def test_an_empty_schema_means_any_object(rig: Rig) -> None:
     assert text_of(rig.tokens[key]).startswith("{")
 
 
-def test_a_schema_that_cannot_be_followed_is_refused(rig: Rig) -> None:
-    key = rig.submit(lab(FAMILY).prompt(Text(5)), dataclasses.replace(STRUCTURED, structured={"type": "nonsense"}))
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "nonsense"}, nested(400), nested(3000)], ids=["nonsense", "deep", "deeper than can be written"]
+)
+def test_a_schema_that_cannot_be_followed_is_refused(rig: Rig, schema: dict[str, Any]) -> None:
+    key = rig.submit(lab(FAMILY).prompt(Text(5)), dataclasses.replace(STRUCTURED, structured=schema))
     assert type(rig.failures[key]) is RequestError
     assert rig.failures[key].param == "response_format"
 

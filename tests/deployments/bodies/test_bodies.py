@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import orjson
@@ -6,7 +7,7 @@ from pydantic import BaseModel
 
 from deployments.bodies.chat import ChatBody, RenderChatBody
 from deployments.bodies.completion import CompletionBody
-from deployments.bodies.strict import IGNORED, UNSUPPORTED, Body, parse
+from deployments.bodies.strict import IGNORED, MAX_DEPTH, UNSUPPORTED, Body, parse
 from deployments.bodies.tokenize import DetokenizeBody, TokenizeChatBody, parse_tokenize
 from renderer.errors import RequestError, SchemaError, UnsupportedFieldError
 
@@ -173,6 +174,36 @@ def test_a_schema_that_is_asked_for_and_missing_is_named() -> None:
     with pytest.raises(SchemaError) as caught:
         chat(response_format={"type": "json_schema"}).sampling()
     assert caught.value.param == "body.response_format.json_schema"
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, 500])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (lambda deep: {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": deep}}}}, "body"),
+        (lambda deep: {"chat_template_kwargs": {"a": deep}}, "body"),
+        (lambda deep: {"tools": [{"function": {"a": deep}}]}, "body"),
+        (lambda deep: {"structured_outputs": {"json": json.dumps({"a": deep})}}, "structured_outputs"),
+    ],
+)
+def test_what_is_nested_too_deep_to_be_passed_on_is_refused(fields: Any, param: str, depth: int) -> None:
+    body = {"messages": HELLO, **fields(nested(depth))}
+    with pytest.raises(SchemaError) as caught:
+        parse(ChatBody, json.dumps(body).encode()).sampling()
+    assert caught.value.param == param
+
+
+def test_what_is_as_deep_as_may_be_is_taken() -> None:
+    schema = {"a": nested(MAX_DEPTH - 4)}
+    body = {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    assert parse(ChatBody, orjson.dumps(body)).sampling().structured == schema
 
 
 def test_a_conversation_wins_over_a_text_in_tokenize() -> None:
