@@ -39,6 +39,7 @@ _DTYPES: dict[str, Any] = {
     "bool": np.dtype("?"),
 }
 _BFLOAT16 = np.dtype("<u2")
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of each kind of field: its name, the arguments that it takes, and those that it needs.
 _KINDS: dict[str, tuple[FieldKind, set[str], set[str]]] = {
     "batched": ("batched", {"keep_on_cpu"}, set()),
@@ -151,19 +152,17 @@ def item_parts(
 def _wire_elements(tensor: NDArray[Any], float_type: FloatType) -> tuple[str, NDArray[Any]]:
     contiguous = np.ascontiguousarray(tensor)
     if tensor.dtype == np.float32 and float_type != "float32":
-        if float_type == "bfloat16":
-            return float_type, _to_bfloat16(contiguous)
-        return float_type, contiguous.astype(np.float16)
+        return float_type, _halved(contiguous, _HALVES[float_type])
     for name, dtype in _DTYPES.items():
         if tensor.dtype == dtype:
             return name, contiguous
     raise ValueError(f"tensors of {tensor.dtype} do not travel")
 
 
-def _to_bfloat16(tensor: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """float32 values as bfloat16, rounded to nearest, ties to even."""
+def _halved(tensor: NDArray[np.float32], to: torch.dtype) -> NDArray[np.uint16]:
+    """float32 values as a half float's bits, rounded to nearest, ties to even."""
     halves = np.empty(tensor.shape, np.uint16)
-    from_dlpack(halves.view(np.int16)).view(torch.bfloat16).copy_(from_dlpack(tensor))
+    from_dlpack(halves.view(np.int16)).view(to).copy_(from_dlpack(tensor))
     return halves
 
 
