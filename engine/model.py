@@ -31,7 +31,7 @@ class Model:
         hf_config = _load_config(config)
         family = find_family(hf_config)
         text = hf_config.get_text_config()
-        _check_attention(text)
+        _check_decoder(text)
         model = self._model = load_weights(config, family, self.dtype).to(self.device).eval()
         if self.device.type == "cuda":
             fuse_norms(model)
@@ -218,11 +218,18 @@ def _load_processor(config: EngineConfig) -> Any:
         raise ConfigError(f"cannot load the image processor of {config.model}: {error}") from error
 
 
-def _check_attention(text: Any) -> None:
-    """Raises ConfigError where the decoder has layers that do not attend to the whole context."""
+def _check_decoder(text: Any) -> None:
+    """
+    Raises:
+        ConfigError: Its layers do not attend to the whole context, or a token's rotary position depends on how long the
+            other sequences of a step are.
+    """
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ConfigError(f"the transformers engine runs full attention alone, the checkpoint has {sorted(kinds)}")
+    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type")
+    if rope == "longrope":
+        raise ConfigError("the transformers engine does not run rope_type 'longrope', which looks at a whole batch")
 
 
 def _eos_ids(model: Any) -> frozenset[int]:

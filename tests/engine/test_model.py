@@ -5,7 +5,10 @@ nothing: the model just answers something else.
 """
 
 import dataclasses
+import json
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +124,33 @@ def test_an_unknown_family_is_refused_by_name(family: str) -> None:
     with pytest.raises(ConfigError, match=family) as refusal:
         Model(engine_config(checkpoint(family)))
     assert all(name in str(refusal.value) for name in FAMILIES)
+
+
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "short_factor": [1.0] * 16,
+    "long_factor": [2.0] * 16,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layer_types": ["sliding_attention"] * 2, "sliding_window": 64, "use_sliding_window": True}, "sliding"),
+        ({"rope_parameters": LONG_ROPE}, "longrope"),
+    ],
+)
+def test_a_decoder_that_would_be_run_wrongly_is_refused(
+    changes: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint("qwen2"), tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ConfigError, match=reason):
+        Model(engine_config(folder))
 
 
 def test_a_missing_checkpoint_is_a_config_error() -> None:
