@@ -64,6 +64,16 @@ def test_a_step_computes_no_more_tokens_than_its_budget() -> None:
     assert widest <= 16
 
 
+def test_all_that_a_step_brings_crosses_in_one_message(shared_rig: Rig) -> None:
+    keys = [shared_rig.submit(lab(FAMILY).prompt(Text(5, 130 + number)), decode_for(3)) for number in range(4)]
+    for _ in range(3):
+        shared_rig.worker.step()
+        news = shared_rig.worker.drain()
+        assert news is not None
+        assert [key for key, _ in news.outputs] == keys
+        assert shared_rig.worker.drain() is None
+
+
 def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
     rig = rig_of()
     prompt = lab(FAMILY).prompt(Text(41, 3), Picture(3))
