@@ -179,6 +179,22 @@ def test_a_model_of_an_unknown_family_is_refused_with_those_that_are_known(tmp_p
         Renderer(config)
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
+def test_models_with_the_processor_of_qwen3_vl_are_rendered_as_it_is(
+    model_type: str, tmp_path: Path, renderer_of: RendererOf
+) -> None:
+    renderer = Renderer(changed("qwen3_vl", tmp_path, "config.json", model_type=model_type))
+    request = chat(user("See ", image("rgb-97x61.png"), " and ", image("rgb-28x28.png")))
+    prompt, expected = render(renderer, request), render(renderer_of("qwen3_vl"), request)
+    assert prompt.token_ids == expected.token_ids
+    for item, other in zip(prompt.items, expected.items, strict=True):
+        assert item.range == other.range
+        assert item.tensors is not None
+        assert other.tensors is not None
+        assert all(np.array_equal(item.tensors[name], other.tensors[name]) for name in other.tensors)
+    renderer.close()
+
+
 @pytest.mark.parametrize(
     ("family", "file", "values", "reason"),
     [
