@@ -8,8 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ray.exceptions import RayActorError
-
 from deployments.admission import Share
 from deployments.answers.pieces import Pieces, as_views
 from deployments.autoscaling import ENGINE_SEQUENCES, RENDER_SECONDS, SECONDS_PER_REQUEST, Gauge
@@ -26,10 +24,10 @@ from deployments.calls import (
     media_bytes,
     text_bytes,
 )
-from deployments.error_response import INTERNAL, translate
 from deployments.failover import continued, retried
 from deployments.running import answers_of_all, obeyed_by_all, resting, running_replicas, wait_for_replicas
 from deployments.tier import Tier
+from deployments.tier_handle import TierHandle, crosses_by_reference, own_errors
 from deployments.work import call_seconds
 from renderer.conversation import media_of
 from renderer.errors import CacheMissError, EngineStartingError, IncompleteError, NotSupportedError
@@ -42,12 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.greenroom")
 
 T = TypeVar("T")
-# A report is a few counters: a replica that takes longer is not well, and the others' reports should not wait for it.
-REPORT_TIMEOUT_S = 5.0
 # A cache is cleared between two requests, an engine's between two of its steps.
 CLEAR_TIMEOUT_S = 15.0
-# gRPC's own limit on a message, less room for what is around ours. Raising it on every node would lift this too.
-BY_VALUE_BYTES = 3 * 1024 * 1024
 # What a prompt's answer may take: JSON spells a token in at most 8 bytes, and an image stands for up to 16,000 of them.
 ANSWER_BYTES_PER_TEXT_BYTE = 8
 ANSWER_BYTES_PER_IMAGE = 128 * 1024
@@ -107,60 +101,6 @@ class Backend(Protocol):
 
     def figures(self) -> dict[str, float]:
         """Means since the last call of the work that this process has for the tiers, for scaling."""
-
-
-def crosses_by_reference(request_bytes: int, answer_bytes: int, tensors_back: bool = False) -> bool:
-    """How a call crosses to a replica and back.
-
-    By value, through gRPC, is faster for small calls. By reference, through the object store, takes any size and lends
-    arrays to the reader uncopied.
-    """
-    return tensors_back or max(request_bytes, answer_bytes) > BY_VALUE_BYTES
-
-
-class TierHandle:
-    """One tier's handle, with the variants that calls need made once: deriving one costs as much as a small call."""
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-        self._variants: dict[tuple[str, bool, bool], Any] = {}
-
-    def variant(self, method: str, by_reference: bool, stream: bool = False) -> Any:
-        key = (method, by_reference, stream)
-        if key not in self._variants:
-            self._variants[key] = self.handle.options(
-                method_name=method,
-                stream=stream,
-                _by_reference=by_reference,
-                request_serialization="pickle",
-                response_serialization="pickle",
-            )
-        return self._variants[key]
-
-    async def call(self, method: str, *arguments: Any, by_reference: bool) -> Any:
-        response = self.variant(method, by_reference).remote(*arguments)
-        try:
-            with own_errors():
-                return await response
-        except asyncio.CancelledError:
-            response.cancel()  # Serve does so only where it knows whose request the call belongs to
-            raise
-
-    async def stream(self, method: str, argument: Any, by_reference: bool) -> AsyncGenerator[Any]:
-        response = self.variant(method, by_reference, stream=True).remote(argument)
-        read = False
-        try:
-            with own_errors():
-                async for item in response:
-                    yield item
-            read = True
-        finally:
-            if not read:
-                response.cancel()  # a reader that leaves is nothing that Serve would notice
-
-    async def broadcast(self, method: str, *arguments: Any) -> tuple[Any, ...]:
-        """The answers of all running replicas that answer in time, without the others'."""
-        return (await answers_of_all(self.handle, method, REPORT_TIMEOUT_S, *arguments)).values
 
 
 class HandleBackend:
@@ -380,17 +320,3 @@ def render_crosses_by_reference(call: RenderCall) -> bool:
     media, text, pictures = media_bytes(call.request), text_bytes(call.request), len(media_of(call.request))
     answer = ANSWER_BYTES_PER_TEXT_BYTE * text + ANSWER_BYTES_PER_IMAGE * pictures
     return crosses_by_reference(media + text, answer, tensors_back=call.tensors and pictures > 0)
-
-
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Errors out of a handle as our own classes; those of a lost replica, and those nobody knows, as they are."""
-    try:
-        yield
-    except RayActorError:
-        raise
-    except Exception as error:
-        ours = translate(error)
-        if ours is INTERNAL:
-            raise
-        raise ours from error

@@ -6,18 +6,20 @@
     answer = await client.chat(messages, temperature=0)
     async for chunk in client.chat_stream(messages): ...
 
-Errors are the classes of `renderer.errors`. Options are the fields of the OpenAI bodies.
+Errors are the classes of `renderer.errors`; where a router goes away under a call, it is an OverloadedError: ask again.
+Options are the fields of the OpenAI bodies.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import orjson
 import pybase64
 from ray import serve
+from ray.exceptions import RayActorError
 
 from deployments.answers.openai import (
     ChatChunk,
@@ -28,8 +30,9 @@ from deployments.answers.openai import (
     TokenizeAnswer,
 )
 from deployments.answers.tokens import TokenAnswer, TokenChunk
-from deployments.backends import TierHandle, crosses_by_reference
 from deployments.calls import ReplicaReport
+from deployments.error_response import translate
+from deployments.tier_handle import TierHandle, crosses_by_reference
 from deployments.weights.control import PauseMode
 from renderer.embed_runs import embed_runs
 from renderer.prompt import PromptItem, RenderedPrompt
@@ -46,7 +49,7 @@ class Client:
     """
 
     def __init__(self, app_name: str = "greenroom", handle: Any = None) -> None:
-        self._handle = TierHandle(serve.get_app_handle(app_name) if handle is None else handle)
+        self._handle = _Ingress(serve.get_app_handle(app_name) if handle is None else handle)
 
     async def render_chat(self, messages: Messages, **options: Any) -> RenderedPrompt:
         """What an engine would get: token ids, and the images' ranges, hashes and tensors."""
@@ -156,6 +159,28 @@ class Client:
     def _stream(self, method: str, body: Mapping[str, Any]) -> AsyncGenerator[Any]:
         data = orjson.dumps(body)
         return self._handle.stream(method, data, by_reference=crosses_by_reference(len(data), 0))
+
+
+class _Ingress(TierHandle):
+    """The handle of an application's routers, whose deaths are no error of Ray's to the caller."""
+
+    async def call(self, method: str, *arguments: Any, by_reference: bool) -> Any:
+        with _deaths_as_ours():
+            return await super().call(method, *arguments, by_reference=by_reference)
+
+    async def stream(self, method: str, argument: Any, by_reference: bool) -> AsyncGenerator[Any]:
+        with _deaths_as_ours():
+            async with aclosing(super().stream(method, argument, by_reference)) as items:
+                async for item in items:
+                    yield item
+
+
+@contextmanager
+def _deaths_as_ours() -> Iterator[None]:
+    try:
+        yield
+    except RayActorError as error:
+        raise translate(error) from error
 
 
 def _generate_body(

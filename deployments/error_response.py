@@ -18,7 +18,7 @@ from renderer.errors import AuthenticationError, BodyTooLargeError, GreenroomErr
 logger = logging.getLogger("ray.serve.greenroom")
 
 INTERNAL = GreenroomError("internal error; the server's log has the details under this request's id")
-GONE = OverloadedError("the replica that served this request went away; try again")
+GONE = "the replica that served this request went away; try again"
 CLIENT_LEFT = 499
 HTTP_TYPES = {400: "BadRequestError", 404: "NotFoundError", 405: "MethodNotAllowedError"}
 
@@ -35,7 +35,7 @@ def translate(error: BaseException) -> GreenroomError:
         case DeploymentUnavailableError():
             return OverloadedError("no replica of a tier that this request needs is running", 5)
         case RayActorError():
-            return GONE
+            return OverloadedError(GONE)
         case _:
             return INTERNAL
 

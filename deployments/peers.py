@@ -5,9 +5,9 @@ from __future__ import annotations
 from ray import serve
 
 from deployments.admission import Share
-from deployments.backends import TierHandle
 from deployments.calls import ReplicaReport
 from deployments.running import replica_names
+from deployments.tier_handle import TierHandle
 
 
 class Peers:

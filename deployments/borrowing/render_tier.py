@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from deployments.backends import TierHandle, crosses_by_reference
 from deployments.borrowing.detached import detach
 from deployments.calls import BorrowCall
 from deployments.running import running_replicas, wait_for_replicas
+from deployments.tier_handle import TierHandle, crosses_by_reference
 from renderer.caches import ProcessedItem
 from renderer.media import MediaItem
 

@@ -1,7 +1,8 @@
 import pytest
 
-from deployments.backends import BY_VALUE_BYTES, crosses_by_reference, render_crosses_by_reference
+from deployments.backends import render_crosses_by_reference
 from deployments.calls import Envelope, RenderCall, Rendering, SamplingRequest
+from deployments.tier_handle import BY_VALUE_BYTES, crosses_by_reference
 from renderer.conversation import ChatRequest, CompletionRequest, ImagePart, Message, TextPart
 
 SMALL, LARGE = ImagePart(bytes(1000)), ImagePart(bytes(BY_VALUE_BYTES))

@@ -36,6 +36,18 @@ async def test_ids_and_images_give_what_their_messages_give(client: Client) -> N
     assert picture(0).color in await client.detokenize(answer.choices[0].token_ids)
 
 
+async def test_texts_are_rendered_completed_and_tokenized_as_one(client: Client) -> None:
+    ids = (await client.tokenize("Hello there")).tokens
+    (prompt,) = await client.render_completion("Hello there")
+    assert prompt.token_ids == tuple(ids)
+    assert [each.token_ids for each in await client.render_completion(["Hello there", list(ids)])] == [tuple(ids)] * 2
+    answer = await client.completion("Hello there", temperature=0, max_tokens=4)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(ids)
+    (card,) = (await client.models()).data
+    assert card.id == "demo/model"
+
+
 async def test_errors_arrive_as_what_they_are(client: Client) -> None:
     with pytest.raises(MediaError) as corrupt:
         await client.render_chat([user(QUESTION, picture(0).png, b"no image")])

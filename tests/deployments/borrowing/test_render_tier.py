@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ray.serve.context import _get_serve_request_context
 
-from deployments.backends import BY_VALUE_BYTES
 from deployments.borrowing.render_tier import TENSORS_BY_VALUE_BYTES, RenderTier
 from deployments.calls import BorrowCall
+from deployments.tier_handle import BY_VALUE_BYTES
 from renderer.caches import ProcessedItem
 from renderer.media import MediaItem
 from renderer.prompt import ImageSize
