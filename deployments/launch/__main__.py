@@ -51,6 +51,7 @@ def main() -> int:
             environment = environment_of(arguments.ingress, address, Path())
             look(address, environment)
             check_settings(address, environment)
+            print(f"Ctrl-C ends Serve on the cluster at {address}, and every application there", flush=True)
     except ConfigError as error:
         parser.error(str(error))
     return serve(config, arguments.ingress, address)

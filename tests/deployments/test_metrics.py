@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncGenerator
 
 import pytest
+import yaml
 
 from deployments.config import PROJECT
 from deployments.error_response import status_of
@@ -48,6 +49,20 @@ async def test_measured_outputs_are_the_outputs_and_a_reader_that_leaves_closes_
     await anext(outputs)
     await outputs.aclose()
     assert closed == [True, True]
+
+
+def test_every_alarm_is_about_a_metric_that_exists() -> None:
+    names = {
+        f"ray_{each._name.removesuffix('_total')}"
+        for value in vars(Metrics()).values()
+        for each in (value.values() if isinstance(value, dict) else [value])
+    }
+    (group,) = yaml.safe_load((PROJECT / "docs" / "cluster" / "alerts.yaml").read_text())["groups"]
+    assert len(group["rules"]) > 5
+    for rule in group["rules"]:
+        used = re.findall(r"ray_\w+", rule["expr"])
+        assert used
+        assert {re.sub("_(total|bucket)$", "", name) for name in used} <= names, rule["alert"]
 
 
 def test_the_docs_list_every_metric() -> None:
