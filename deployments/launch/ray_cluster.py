@@ -20,6 +20,9 @@ EVERYWHERE = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # A replica that fails its health check would be drained like any other, for as long as its longest stream may take;
+    # what it has goes on elsewhere as soon as it is gone.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
 ONE_MACHINE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for binding to 127.0.0.1 instead of the host's address

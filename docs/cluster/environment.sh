@@ -8,6 +8,9 @@ export RAY_AUTH_TOKEN_PATH="${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}"
 export RAY_USAGE_STATS_ENABLED=0
 export TOKENIZERS_PARALLELISM=false
 
+# A replica that hangs is killed, not drained: its requests go on elsewhere then.
+export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS=1
+
 # The high-throughput ingress: a haproxy on each node, in front of routers that serve HTTP themselves.
 export RAY_SERVE_ENABLE_HA_PROXY=1
 export RAY_SERVE_THROUGHPUT_OPTIMIZED=1

@@ -83,7 +83,8 @@ def test_the_manifest_for_kubernetes_holds_the_clusters_serve_config_and_asks_fo
     for group in groups:
         for container in group["template"]["spec"]["containers"]:
             told = {entry["name"]: entry.get("value") for entry in container["env"]}
-            assert told.items() >= HAPROXY.items()
+            asked_for = "RAY_AUTH_MODE"  # the operator's own to set
+            assert told.items() >= (EVERYWHERE | HAPROXY).items() - {(asked_for, EVERYWHERE[asked_for])}
 
 
 def test_the_scripts_for_machines_tell_ray_what_make_serve_tells_it() -> None:
