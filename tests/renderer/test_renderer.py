@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -283,6 +285,25 @@ def test_a_render_replica_processes_borrowed_items_without_any_cache() -> None:
     assert replica.mm_processor.cache is None
     assert own_cache(replica).stats == CacheStats()
     replica.close()
+
+
+def _note(done: list[str], name: str, _: object) -> None:
+    done.append(name)
+
+
+def test_items_that_an_engine_waits_for_go_before_those_that_are_only_rendered() -> None:
+    renderer, begin, done = demo_renderer(media_threads=1), threading.Event(), list[str]()
+    renderer.media_pool.submit(begin.wait)
+    processors = {"rendered": renderer.readonly_mm_processor, "generated": renderer.mm_processor}
+    futures = []
+    for name, processor in processors.items():
+        (item,) = processor.identify([image_part()], None, {})
+        futures.append(processor.submit(item, renderer.family))
+        futures[-1].add_done_callback(partial(_note, done, name))
+    begin.set()
+    assert all(future.result(60).tensors is not None for future in futures)
+    assert done == ["generated", "rendered"]
+    renderer.close()
 
 
 def test_clearing_empties_both_caches(renderer: Renderer) -> None:

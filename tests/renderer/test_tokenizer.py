@@ -1,7 +1,9 @@
 """Token ids are Hugging Face's, in many threads at the same time."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -91,6 +93,18 @@ def test_pieces_are_the_vocabularys_spelling() -> None:
 def test_no_text_is_longer_than_its_tokens_allow() -> None:
     for text in TEXTS:
         assert len(text) <= tokenizer().max_token_chars * len(tokenizer().encode(text, False))
+
+
+def test_a_tokenizer_that_was_saved_with_truncation_and_padding_cuts_and_fills_nothing(tmp_path: Path) -> None:
+    hf = AutoTokenizer.from_pretrained(DEMO)
+    hf.backend_tokenizer.enable_truncation(4)
+    hf.backend_tokenizer.enable_padding(length=64)
+    hf.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["truncation"]["max_length"] == 4
+    assert saved["padding"]["strategy"] == {"Fixed": 64}
+    own = Tokenizer.load(str(tmp_path), None, False)
+    assert own.encode("one two three four five six", False) == tokenizer().encode("one two three four five six", False)
 
 
 class _Slow:
