@@ -173,6 +173,7 @@ def test_masks_of_ones_share_their_memory() -> None:
     masks = Masks(4)
     five, two = masks.of(5), masks.of(2)
     assert np.shares_memory(five, two)
+    assert np.shares_memory(five, masks.of(5))
     assert (five.shape, two.shape) == ((5, 4, 4), (2, 4, 4))
     assert five.all()
     assert not two.flags.writeable

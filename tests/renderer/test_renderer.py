@@ -306,14 +306,19 @@ def test_items_that_an_engine_waits_for_go_before_those_that_are_only_rendered()
     renderer.close()
 
 
-def test_clearing_empties_both_caches(renderer: Renderer) -> None:
+def test_clearing_empties_both_caches_and_forgets_what_uuids_stood_for(renderer: Renderer) -> None:
     run(renderer, renderer.render_chat(chat(image_part(uuid="mine"))))
-    renderer.render_chat(chat(image_part()), skip_mm_cache=True)
+    renderer.render_chat(chat(image_part(uuid="mine")), skip_mm_cache=True)
+    named = chat(ImagePart(uuid="mine"))
+    assert renderer.layout(named).items
     renderer.clear_mm_cache()
     assert sender(renderer).keys() == ()
     assert own_cache(renderer).stats == CacheStats()
+    for processor in (renderer.mm_processor, renderer.readonly_mm_processor):
+        with pytest.raises(CacheMissError):
+            processor.identify([ImagePart(uuid="mine")], None, {})
     with pytest.raises(CacheMissError):
-        renderer.layout(chat(ImagePart(uuid="mine")))
+        renderer.layout(named)
 
 
 # Failures
