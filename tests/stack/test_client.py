@@ -40,7 +40,7 @@ async def test_texts_are_rendered_completed_and_tokenized_as_one(client: Client)
     ids = (await client.tokenize("Hello there")).tokens
     (prompt,) = await client.render_completion("Hello there")
     assert prompt.token_ids == tuple(ids)
-    assert [each.token_ids for each in await client.render_completion(["Hello there", list(ids)])] == [tuple(ids)] * 2
+    assert [each.token_ids for each in await client.render_completion([list(ids), [1, 2]])] == [tuple(ids), (1, 2)]
     answer = await client.completion("Hello there", temperature=0, max_tokens=4)
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(ids)
