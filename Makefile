@@ -9,6 +9,7 @@ CONFIG ?= serve_config.yaml
 ADDRESS ?=
 ARGS   ?=
 PEER   ?=
+INGRESS ?= proxy
 STAMP  := $(VENV)/.installed
 LAUNCH  = $(BIN)/python -m deployments.launch --config $(CONFIG) $(if $(MODEL),--model $(MODEL)) $(if $(ADDRESS),--address $(ADDRESS))
 
@@ -55,11 +56,11 @@ test-fuzz: $(STAMP)  ## Whatever comes over the wire is read or refused: 20,000 
 test-peer: $(STAMP)  ## Compare with a live vLLM 0.32 (PEER=its virtual environment)
 	GREENROOM_PEER="$(PEER)" $(BIN)/python -m pytest -m peer --timeout 1200 $(ARGS)
 
-test-faults: $(STAMP)  ## Test with real faults under load: what is killed, updated, scaled, flooded (half an hour on two cores)
-	$(BIN)/python -m pytest -m faults -v --durations 0 $(ARGS)
+test-faults: $(STAMP)  ## Test with real faults under load: what is killed, updated, scaled, flooded (half an hour on two cores; INGRESS=haproxy)
+	GREENROOM_INGRESS=$(INGRESS) $(BIN)/python -m pytest -m faults -v --durations 0 $(ARGS)
 
-soak: $(STAMP)  ## Ten thousand mixed requests with a fault every 20 s (ARGS='--requests 1000 --every 10')
-	$(BIN)/python -m tests.soak $(ARGS)
+soak: $(STAMP)  ## Ten thousand mixed requests with a fault every 20 s (ARGS='--requests 1000 --every 10', INGRESS=haproxy)
+	$(BIN)/python -m tests.soak --ingress $(INGRESS) $(ARGS)
 
 goldens: $(STAMP)  ## Record the answers of vLLM 0.32 anew (PEER=its virtual environment, or the address of its renderer)
 	$(BIN)/python -m tests.goldens.record "$(PEER)" $(ARGS)

@@ -17,6 +17,7 @@ TIERS = ("Router", "RenderReplica", "EngineReplica")
 FETCH = {"internal_networks": ["127.0.0.0/8"], "connect_s": 1, "idle_s": 1, "retries": 0}
 PATIENT: dict[str, Any] = {
     **SMALL,
+    "engine": {"engine": {**SMALL["engine"]["engine"], "stall_s": 15}},
     "renderer": {**RENDERER, "fetch": FETCH},
     "router": {"failover_s": 120},
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import get_args
 
 import tests.conftest  # noqa: F401  # sets Ray's environment, before Ray is imported
 
 from rich.console import Console  # isort: skip
 
-from tests.faults.cluster import Deployed, ray_cluster  # isort: skip
+from deployments.launch.serving import Ingress  # isort: skip
+from tests.faults.cluster import CPUS, INGRESS, Deployed, ray_cluster  # isort: skip
 from tests.faults.conftest import PATIENT, TIERS, TWO  # isort: skip
 from tests.soak.run import Plan, show, soak  # isort: skip
 
@@ -24,12 +26,16 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=20.0, metavar="SECONDS", help="between faults (default: 20)")
     parser.add_argument("--clients", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ingress", choices=get_args(Ingress), default=INGRESS, help="(default: %(default)s)")
     arguments = parser.parse_args()
     console = Console()
     plan = Plan(arguments.requests, arguments.every, arguments.clients, seed=arguments.seed)
     deployments = dict.fromkeys(TIERS, TWO)
-    console.print("starting a cluster, two replicas a tier")
-    with ray_cluster() as cluster:
+    nodes = 1 if arguments.ingress == "haproxy" else 2  # a host has one haproxy
+    console.print(f"starting a cluster, two replicas a tier, {nodes} node(s), behind {arguments.ingress}")
+    with ray_cluster(ingress=arguments.ingress) as cluster:
+        for _ in range(1, nodes):
+            cluster.nodes.add_node(num_cpus=CPUS)
         app = Deployed("soak", cluster, PATIENT, **deployments)
         result = soak(app, PATIENT, deployments, plan, console)
         app.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.faults.cluster import Deployed, controller_pid, core_of, kill, proxy_pid
+from tests.faults.cluster import CPUS, Deployed, controller_pid, core_of, kill
 from tests.faults.traffic import client
 from tests.stack.helpers import about, picture
 
@@ -47,6 +47,7 @@ class Faults:
             "controller killed": lambda: self._kill_pid(controller_pid()),
             "rolling update": self._update,
             "proxy killed": self._kill_proxy,
+            "node lost": self._lose_node,
         }
         self._turn = itertools.cycle(self._kinds)
 
@@ -76,7 +77,18 @@ class Faults:
 
     def _kill_proxy(self) -> bool:
         with suppress(LookupError):
-            return self._kill_pid(proxy_pid())
+            return self._kill_pid(self._app.cluster.proxy_pid())
+        return False
+
+    def _lose_node(self) -> bool:
+        """A node is gone at once with all that ran there, and another is added. Where each tier has a replica left."""
+        nodes = self._app.cluster.nodes
+        for node in nodes.worker_nodes:
+            running = (self._app.replicas(deployment) for deployment in self._deployments)
+            if all(any(replica.node != node.node_id for replica in tier) for tier in running):
+                nodes.remove_node(node, allow_graceful=False)
+                nodes.add_node(num_cpus=CPUS)
+                return True
         return False
 
     def _kill_pid(self, pid: int) -> bool:
