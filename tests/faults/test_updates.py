@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ray import serve
 
 from tests.faults.cluster import START_S, Deployed, RayCluster
 from tests.faults.conftest import PATIENT, TIERS, TWO
@@ -55,14 +56,47 @@ def test_one_replica_a_tier_is_updated_without_a_gap(single: Deployed) -> None:
     print(f"{len(seconds)} requests: median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s")
 
 
+def test_an_update_that_cannot_get_warm_leaves_the_replicas_of_before_serving_and_the_next_one_mends_it(
+    single: Deployed,
+) -> None:
+    tiers = {name: {**PATIENT.get(name, {}), "start_attempts": 1} for name in ("render", "engine")}
+    broken = {**PATIENT, **tiers, "max_model_len": 32}  # the chat template alone takes more
+    before = workers(single)
+    with Traffic(single.url, known(single), clients=4) as traffic:
+        traffic.wait_for(10)
+        single.update(broken, **dict.fromkeys(TIERS, ONE))
+        wait_until(lambda: status(single).status == "DEPLOY_FAILED", START_S, "the update has failed")
+        failed = status(single)
+        traffic.wait_for(20)
+        assert workers(single) == before
+        single.update(PATIENT, **dict.fromkeys(TIERS, ONE))
+        wait_until(lambda: status(single).status == "RUNNING", START_S, "the application runs")
+        single.wait_for_replicas(**dict.fromkeys(TIERS, 1))
+        traffic.wait_for(20)
+    assert (traffic.failures, traffic.broken) == ([], [])
+    said = [failed.message, *(deployment.message for deployment in failed.deployments.values())]
+    assert any("WarmupError" in message for message in said), said
+
+
+def workers(app: Deployed) -> set[str]:
+    """The replicas that routers reach."""
+    return {report.replica for tier in ("render", "engine") for report in app.tiers()[tier]}
+
+
+def status(app: Deployed) -> Any:
+    return serve.status().applications[app.name]
+
+
 @pytest.mark.parametrize("deployment", TIERS)
 def test_nothing_under_way_is_cut_when_a_tier_shrinks(app: Deployed, deployment: str) -> None:
-    with Traffic(app.url, known(app), clients=8) as traffic:
-        traffic.wait_for(10)
-        app.update(PATIENT, **{**dict.fromkeys(TIERS, TWO), deployment: ONE})
-        app.wait_for_replicas(**{deployment: 1})
-        traffic.wait_for(10)
-    app.update(PATIENT, **dict.fromkeys(TIERS, TWO))
+    try:
+        with Traffic(app.url, known(app), clients=8) as traffic:
+            traffic.wait_for(10)
+            app.update(PATIENT, **{**dict.fromkeys(TIERS, TWO), deployment: ONE})
+            app.wait_for_replicas(**{deployment: 1})
+            traffic.wait_for(10)
+    finally:
+        app.update(PATIENT, **dict.fromkeys(TIERS, TWO))
     assert (traffic.failures, traffic.broken) == ([], [])
 
 
