@@ -15,19 +15,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.receiver import ReceiverCache
-from renderer.caches import SenderCache, Submission, SubmittedItem
+from renderer.caches import Lease, SenderCache, Submission, SubmittedItem
 from renderer.errors import CacheMissError, EngineError
 from renderer.hashing import content_key, foreign_key
 from renderer.prompt import PlaceholderRange, PromptItem, Tensors
 
 UNIT = 100
-HASHES = ("a", "b", "c", "d")
-# What is hashed here, and what tenants claim to be the same: every pairing shows something else.
+HASHES = ("a", "b", "c")
+# What is hashed here, and what tenants claim to be the same: every pairing shows something else. There are few of them,
+# so that requests meet.
 KEYS = (
     *(content_key(digest) for digest in HASHES),
-    *(foreign_key(salt, digest, 1) for salt in (None, "one", "other") for digest in HASHES[:2]),
+    *(foreign_key(salt, digest, 1) for salt in (None, "one", "other") for digest in HASHES[:1]),
 )
 FOREIGN = range(len(HASHES), len(KEYS))
+# What empties the caches comes after so many submissions at the earliest, or there would be nothing in them to lose.
+CALM = 8
 
 
 def tensors_of(index: int) -> Tensors:
@@ -36,7 +39,7 @@ def tensors_of(index: int) -> Tensors:
 
 
 def item_of(index: int, held: bool) -> PromptItem:
-    digest = HASHES[index % len(HASHES) if index not in FOREIGN else (index - len(HASHES)) % 2]
+    digest = HASHES[0] if index in FOREIGN else HASHES[index]
     return PromptItem(digest, KEYS[index], PlaceholderRange(0, 1), None if held else tensors_of(index))
 
 
@@ -51,22 +54,38 @@ class SenderAndReceiver(RuleBasedStateMachine):
         super().__init__()
         self.sender = SenderCache(3 * UNIT)
         self.receiver = ReceiverCache()
-        self.rendered: list[tuple[list[PromptItem], object, int]] = []
-        self.running: list[object] = []
+        self.rendered: list[tuple[list[PromptItem], Lease, int]] = []
+        self.running: list[Lease] = []
         self.sent = 0
         self.restarts = 0
+        self.calm = 0
 
-    @rule(indices=st.lists(st.integers(0, len(KEYS) - 1), min_size=1, max_size=3))
-    def render(self, indices: list[int]) -> None:
+    @rule(
+        indices=st.lists(st.integers(0, len(KEYS) - 1), min_size=1, max_size=3),
+        fate=st.sampled_from(["waits", "runs", "ends", "ends"]),
+    )
+    def ask(self, indices: list[int], fate: str) -> None:
+        """Render a prompt. It may be submitted later, or never, or at once and go on for a while."""
         lease = self.sender.lease()
         items = [item_of(index, self.sender.look_up(KEYS[index], lease) is not None) for index in indices]
-        self.rendered.append((items, lease, self.restarts))
+        if fate == "waits":
+            self.rendered.append((items, lease, self.restarts))
+            return
+        self.submit(items, self.restarts)
+        if fate == "ends":
+            lease.close()
+        else:
+            self.running.append(lease)
 
     @precondition(lambda self: self.rendered)
     @rule(data=st.data())
-    def submit(self, data: st.DataObject) -> None:
+    def submit_late(self, data: st.DataObject) -> None:
         items, lease, restarts = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
+        self.submit(items, restarts)
         self.running.append(lease)
+
+    def submit(self, items: list[PromptItem], restarts: int) -> None:
+        self.calm += 1
         if self.lost(items):
             assert restarts < self.restarts, "what is pinned is lost with its receiver alone"
             before = self.sender.keys(), self.sender.stats
@@ -108,22 +127,26 @@ class SenderAndReceiver(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel_before_submission(self, data: st.DataObject) -> None:
         _, lease, _ = self.rendered.pop(data.draw(st.integers(0, len(self.rendered) - 1)))
-        lease.close()  # type: ignore[attr-defined]
+        lease.close()
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         lease = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        lease.close()  # type: ignore[attr-defined]
+        lease.close()
 
+    @precondition(lambda self: self.calm >= CALM)
     @rule()
     def restart(self) -> None:
+        self.calm = 0
         self.sender.reset()
         self.receiver = ReceiverCache()
         self.restarts += 1
 
+    @precondition(lambda self: self.calm >= CALM)
     @rule()
     def reset_cache(self) -> None:
+        self.calm = 0
         self.sender.clear_cache()
         self.sent = 0
         for key in self.sender.commit(()).drop:
