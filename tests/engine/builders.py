@@ -34,6 +34,23 @@ from tests.checkpoints import checkpoint
 
 torch.set_num_threads(1)
 GREEDY = SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True)
+# Another value than its own default for every parameter.
+EVERY_PARAMETER = SamplingParams(
+    max_tokens=4,
+    temperature=0.7,
+    top_p=0.9,
+    top_k=7,
+    min_p=0.05,
+    presence_penalty=0.3,
+    frequency_penalty=0.4,
+    repetition_penalty=1.2,
+    seed=5,
+    stop_token_ids=(3, 4),
+    ignore_eos=True,
+    min_tokens=2,
+    logprobs=1,
+    structured={"type": "object"},
+)
 _MARK = 19
 NO_IDS = np.zeros(0, dtype=np.int32)
 

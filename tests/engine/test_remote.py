@@ -32,7 +32,7 @@ from renderer.errors import (
 )
 from renderer.prompt import PlaceholderRange, RenderedPrompt
 from renderer.wire import WireLimits, decode_base64
-from tests.engine.builders import Picture, Text, lab
+from tests.engine.builders import EVERY_PARAMETER, Picture, Text, lab
 
 TOKENS = (11, 12, 13, 14)
 PARAMS = SamplingParams(max_tokens=4, temperature=0.0)
@@ -209,6 +209,19 @@ async def test_a_request_says_everything_that_a_default_could_change() -> None:
         body = server.bodies[0]
         assert body["sampling_params"]["max_tokens"] == 4
         assert (body["cache_salt"], body["stream"], body["output_mode"]) == ("tenant", True, "tokens")
+
+
+async def test_every_parameter_is_told_by_its_name() -> None:
+    async with serving(FakeServer()) as server, engine_of(server.url) as engine:
+        await ask(engine, params=EVERY_PARAMETER)
+    told = server.bodies[0]["sampling_params"]
+    for field in dataclasses.fields(SamplingParams):
+        value = getattr(EVERY_PARAMETER, field.name)
+        assert value != field.default, field.name
+        if field.name == "structured":
+            assert told["structured_outputs"] == {"json": value}
+        else:
+            assert told[field.name] == (list(value) if isinstance(value, tuple) else value), field.name
 
 
 async def test_items_cross_whole_every_time() -> None:

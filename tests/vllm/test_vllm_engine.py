@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.protocol import SamplingParams
+from engine.vllm_adapter import vllm_params
 from renderer.errors import CacheMissError, ContextLengthError, EngineDeadError, RequestError
 from renderer.prompt import RenderedPrompt
-from tests.engine.builders import with_other_weights
+from tests.engine.builders import EVERY_PARAMETER, with_other_weights
 from tests.vllm.conftest import GREEDY, Rig, chat, ids_of, kill_core, own_answer, until_restarted
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -103,6 +104,16 @@ async def test_logprobs_are_those_of_the_sampled_token_and_the_likeliest(rig: Ri
     assert [entry.token_id for entry in entries] == list(ids_of(outputs))
     assert all(entry.rank == 1 and entry.top[0] == (entry.token_id, entry.logprob) for entry in entries)
     assert all(len(entry.top) == 3 for entry in entries)
+
+
+async def test_every_parameter_is_told_by_its_name() -> None:
+    told = vllm_params(EVERY_PARAMETER)
+    for field in fields(SamplingParams):
+        value = getattr(EVERY_PARAMETER, field.name)
+        if field.name == "structured":
+            assert told.structured_outputs.json == value
+        else:
+            assert getattr(told, field.name) == (list(value) if isinstance(value, tuple) else value), field.name
 
 
 async def test_a_schema_is_followed(rig: Rig) -> None:
