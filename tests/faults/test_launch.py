@@ -166,6 +166,7 @@ def test_a_prometheus_scrapes_it_and_answers_every_query_of_the_docs(fast: Launc
     targets.write_text(json.dumps([{"targets": [f"127.0.0.1:{exported.read_text()}"]}]))
     configuration = configuration.replace("/tmp/ray/prom_metrics_service_discovery.json", str(targets))
     (tmp_path / "prometheus.yaml").write_text(configuration.replace("15s", "1s"))
+    shutil.copy(PROJECT / "docs/cluster/alerts.yaml", tmp_path)
     command = [binary, f"--config.file={tmp_path}/prometheus.yaml", f"--storage.tsdb.path={tmp_path}/data"]
     process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
 
@@ -190,6 +191,11 @@ def test_a_prometheus_scrapes_it_and_answers_every_query_of_the_docs(fast: Launc
         assert len(queries) > 10
         silent = [text for text in queries if not query(text.replace("[5m]", "[1m]"))]
         assert not silent
+        told = httpx.get(f"http://127.0.0.1:{port}/api/v1/rules", timeout=10).json()["data"]["groups"]
+        rules = [rule for group in told for rule in group["rules"]]
+        assert len(rules) > 5
+        assert [rule["name"] for rule in rules if rule["health"] == "err"] == []
+        assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
     finally:
         process.terminate()
         process.wait(30)
