@@ -1,9 +1,9 @@
 """Attention over paged keys and values, for sequences of any lengths packed into one row.
 
 Registered with transformers as an attention implementation, it replaces cache and mask of every decoder layer: the new
-keys and values are written to their slots first, then each sequence attends to all of its own. Sequences with a single
-new token share one call over padded contexts. Prefill chunks share one kernel for sequences of any lengths where there
-is one, on CUDA in half precision; elsewhere each chunk has a call of its own.
+keys and values are written to their slots first, then each sequence attends to all of its own. Sequences with equally
+many new tokens, above all those with a single one, share one call over padded contexts. Prefill chunks share one kernel
+for sequences of any lengths where there is one, on CUDA in half precision; elsewhere each chunk has a call of its own.
 """
 
 from __future__ import annotations
@@ -88,22 +88,28 @@ class PackedPrefills:
 
 
 @dataclass(frozen=True, slots=True)
-class SingleTokens:
-    """Sequences with one new token each.
+class EqualChunks:
+    """Sequences with equally many new tokens: one each where they decode.
 
     Attributes:
         tables: int64 [sequences, most blocks], what they attend to, padded with the null block.
-        mask: [sequences, 1, 1, slots of most blocks], added to the scores: 0, or -inf beyond a sequence's length.
+        mask: [sequences, 1, new tokens, slots of most blocks], added to the scores: 0, or -inf for what is not seen.
     """
 
     tables: torch.Tensor
     mask: torch.Tensor
 
     @classmethod
-    def of(cls, tables: torch.Tensor, lengths: torch.Tensor, block_size: int, dtype: torch.dtype) -> SingleTokens:
-        beyond = torch.arange(tables.shape[1] * block_size, device=tables.device) >= lengths[:, None]
-        mask = torch.zeros(beyond.shape, dtype=dtype, device=tables.device).masked_fill_(beyond, -torch.inf)
-        return cls(tables, mask[:, None, None])
+    def of(cls, tables: torch.Tensor, seen: torch.Tensor, block_size: int, dtype: torch.dtype) -> EqualChunks:
+        """`seen`: int64 [rows], sequence by sequence: so many of its sequence's tokens does each new one see."""
+        beyond = torch.arange(tables.shape[1] * block_size, device=tables.device) >= seen.view(len(tables), 1, -1, 1)
+        return cls(
+            tables, torch.zeros(beyond.shape, dtype=dtype, device=tables.device).masked_fill_(beyond, -torch.inf)
+        )
+
+    @property
+    def rows(self) -> int:
+        return len(self.tables) * self.mask.shape[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +118,14 @@ class PagedBatch:
 
     Attributes:
         slots: int64 [tokens], where their keys and values are written.
-        single: The first rows, if they are single tokens.
+        equal: The first rows, if their sequences have equally many.
         prefills: The rows after them.
         packed: The same, in place of `prefills`.
     """
 
     pool: KVPool
     slots: torch.Tensor
-    single: SingleTokens | None
+    equal: EqualChunks | None
     prefills: tuple[Prefill, ...] = ()
     packed: PackedPrefills | None = None
 
@@ -148,9 +154,8 @@ def paged_attention(
     keys.flatten(0, 1).index_copy_(0, paged.slots, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, paged.slots, value[0].transpose(0, 1))
     parts = []
-    if paged.single is not None:
-        rows = query[0, :, : len(paged.single.tables)]
-        parts.append(_attend_single(rows, keys, values, paged.single, scaling))
+    if paged.equal is not None:
+        parts.append(_attend_equal(query[0, :, : paged.equal.rows], keys, values, paged.equal, scaling))
     parts += [
         _attend_chunk(query[0, :, prefill.start : prefill.end], keys, values, prefill, scaling)
         for prefill in paged.prefills
@@ -160,20 +165,21 @@ def paged_attention(
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
 
 
-def _attend_single(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, single: SingleTokens, scaling: float
+def _attend_equal(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, equal: EqualChunks, scaling: float
 ) -> torch.Tensor:
-    """[heads, sequences, size] -> [sequences, heads, size]. The heads of a group are the rows of one small matrix."""
-    heads, count, size = query.shape
-    grouped = query.transpose(0, 1).reshape(count, keys.shape[2], -1, size)
+    """[heads, rows, size] -> [rows, heads, size]. All that a group's heads ask of a sequence is one small matrix."""
+    heads, _, size = query.shape
+    sequences, tokens, groups = len(equal.tables), equal.mask.shape[2], heads // keys.shape[2]
+    grouped = query.view(-1, groups, sequences, tokens, size).permute(2, 0, 3, 1, 4)
     out = scaled_dot_product_attention(
-        grouped,
-        _gather(keys, single.tables).transpose(1, 2),
-        _gather(values, single.tables).transpose(1, 2),
-        attn_mask=single.mask,
+        grouped.reshape(sequences, -1, tokens * groups, size),
+        _gather(keys, equal.tables).transpose(1, 2),
+        _gather(values, equal.tables).transpose(1, 2),
+        attn_mask=equal.mask if tokens == 1 else equal.mask.repeat_interleave(groups, dim=2),
         scale=scaling,
     )
-    return out.reshape(count, heads, size)
+    return out.view(sequences, -1, tokens, groups, size).transpose(1, 2).reshape(-1, heads, size)
 
 
 def _attend_chunk(

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoImageProcessor
 
-from engine.attention import PAGED, KVPool, KVShape, PackedPrefills, PagedBatch, Prefill, SingleTokens
+from engine.attention import PAGED, EqualChunks, KVPool, KVShape, PackedPrefills, PagedBatch, Prefill
 from engine.blocks import NULL_BLOCK
 from engine.config import EngineConfig
 from engine.families import find_family
 from engine.fusion import fuse_norms
-from engine.graphs import DecodeGraphs, DecodeInputs
+from engine.graphs import StepGraphs, StepInputs
 from engine.scheduler import Chunk
 from engine.weights import load_weights, replace_weights
 from renderer.errors import ConfigError
@@ -49,7 +49,7 @@ class Model:
         if self.num_blocks < 1:
             raise ConfigError(f"kv_cache_bytes={config.kv_cache_bytes} has no room for a block beside the empty one")
         self._packs = self.device.type == "cuda" and self.dtype.itemsize == 2
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         self._pool = KVPool(shape, self.num_blocks + 1, config.block_size, self.device)
 
     def reload(self, path: str, revision: str | None = None) -> None:
@@ -70,31 +70,33 @@ class Model:
         """Compute the chunks' tokens; return float32 logits [chunks that sample, vocabulary], in their order."""
         ids = np.concatenate([chunk.request.tokens[chunk.start : chunk.end] for chunk in chunks]).astype(np.int64)
         positions = np.concatenate([chunk.request.positions_of(chunk.start, chunk.end) for chunk in chunks], axis=1)
-        if self._graphs is not None and len(ids) == len(chunks) and all(chunk.is_decoding for chunk in chunks):
-            logits = self._graphs.run(ids, positions, *self._tables(chunks))
+        ends = np.cumsum([chunk.end - chunk.start for chunk in chunks]) - 1
+        sampled = ends[[chunk.samples for chunk in chunks]]
+        if self._graphs is not None and _fits_graphs(chunks):
+            slots, seen = np.concatenate([self._slots(chunk, chunk.start) for chunk in chunks]), _seen(chunks)
+            logits = self._graphs.run(ids, slots, seen, positions, self._tables(chunks))
             if logits is not None:
-                return logits
+                return logits if len(ids) == len(chunks) else logits[self._tensor(sampled)]
         embeds = self._embed(self._tensor(ids))
         visual = self._place_items(embeds, chunks)
         hidden = self._decode(embeds, self._tensor(positions), self._batch(chunks), **visual)
-        ends = np.cumsum([chunk.end - chunk.start for chunk in chunks]) - 1
-        return self._logits(hidden[self._tensor(ends[[chunk.samples for chunk in chunks]])])
+        return self._logits(hidden[self._tensor(sampled)])
 
     @torch.inference_mode()
     def capture_graphs(self, max_seqs: int, max_tokens: int) -> None:
-        """Make decode steps of up to so many sequences, and tokens a sequence, cheap to launch. CUDA alone."""
+        """Make steps that decode up to so many sequences, and steps of a short piece of one's text, cheap to launch.
+
+        On CUDA alone. `max_tokens` is the longest sequence.
+        """
         if self.device.type == "cuda":
             rows, size = self.family.position_rows, self._block_size
             budget = 2 * self.num_blocks
-            self._graphs = DecodeGraphs(self._step, rows, size, max_seqs, self._blocks(max_tokens), budget)
+            self._graphs = StepGraphs(self._step, rows, size, max_seqs, self._blocks(max_tokens), budget)
 
-    def _step(self, inputs: DecodeInputs) -> torch.Tensor:
-        """A decode step of which nothing leaves the device."""
-        single = SingleTokens.of(inputs.tables, inputs.lengths, self._block_size, self.dtype)
-        last = (inputs.lengths - 1)[:, None]
-        blocks = inputs.tables.gather(1, last // self._block_size)
-        slots = (blocks * self._block_size + last % self._block_size).flatten()
-        batch = PagedBatch(self._pool, slots, single)
+    def _step(self, inputs: StepInputs) -> torch.Tensor:
+        """A step of which nothing leaves the device."""
+        equal = EqualChunks.of(inputs.tables, inputs.seen, self._block_size, self.dtype)
+        batch = PagedBatch(self._pool, inputs.slots, equal)
         return self._logits(self._decode(self._embed(inputs.ids), inputs.positions, batch))
 
     def _decode(self, embeds: torch.Tensor, positions: torch.Tensor, batch: PagedBatch, **visual: Any) -> torch.Tensor:
@@ -140,17 +142,19 @@ class Model:
         several = chunks[len(single) :]
         packed = self._packed(several, len(single)) if several and self._packs else None
         prefills = () if packed is not None else self._prefills(several, len(single))
-        tables, lengths = map(self._tensor, self._tables(single))
-        tokens = SingleTokens.of(tables, lengths, self._block_size, self.dtype) if single else None
-        return PagedBatch(self._pool, self._tensor(slots), tokens, prefills, packed)
+        return PagedBatch(self._pool, self._tensor(slots), self._equal(single) if single else None, prefills, packed)
 
-    def _tables(self, single: Sequence[Chunk]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Block tables, padded with the null block, and lengths of sequences with one new token."""
-        counts = [self._blocks(chunk.end) for chunk in single]
-        tables = np.full((len(single), max(counts, default=0)), NULL_BLOCK, dtype=np.int64)
-        for table, chunk, count in zip(tables, single, counts, strict=True):
+    def _equal(self, single: Sequence[Chunk]) -> EqualChunks:
+        tables, seen = self._tensor(self._tables(single)), self._tensor(_seen(single))
+        return EqualChunks.of(tables, seen, self._block_size, self.dtype)
+
+    def _tables(self, chunks: Sequence[Chunk]) -> NDArray[np.int64]:
+        """Block tables up to the chunks' ends, padded with the null block."""
+        counts = [self._blocks(chunk.end) for chunk in chunks]
+        tables = np.full((len(chunks), max(counts, default=0)), NULL_BLOCK, dtype=np.int64)
+        for table, chunk, count in zip(tables, chunks, counts, strict=True):
             table[:count] = chunk.request.block_table[:count]
-        return tables, np.array([chunk.end for chunk in single], dtype=np.int64)
+        return tables
 
     def _prefills(self, chunks: Sequence[Chunk], row: int) -> tuple[Prefill, ...]:
         prefills = []
@@ -187,6 +191,16 @@ class Model:
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def _fits_graphs(chunks: Sequence[Chunk]) -> bool:
+    """Whether all sequences decode, or there is one, with text alone."""
+    return all(chunk.is_decoding for chunk in chunks) or (len(chunks) == 1 and not chunks[0].items)
+
+
+def _seen(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
+    """How many tokens of its sequence each token of the chunks sees, itself included."""
+    return np.concatenate([np.arange(chunk.start + 1, chunk.end + 1, dtype=np.int64) for chunk in chunks])
 
 
 def _pick_device(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The embedded engine on a GPU: decode graphs, variable-length vision attention, half precision.
+"""The embedded engine on a GPU: steps as graphs, variable-length vision attention, half precision.
 
 Run by `make test-cuda`.
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.embedded import EmbeddedEngine
-from engine.graphs import DecodeGraphs
+from engine.graphs import StepGraphs
 from engine.warmup import warm_up
 from engine.worker import Worker
 from renderer.prompt import RenderedPrompt
@@ -82,23 +82,50 @@ def test_a_mixed_batch_in_bfloat16_answers_what_is_as_good_as_likeliest(family: 
 
 
 def test_decode_steps_of_any_number_of_requests_run_as_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[int] = []
-    run = DecodeGraphs.run
-
-    def counted(graphs: DecodeGraphs, ids: NDArray[np.int64], *inputs: NDArray[np.int64]) -> torch.Tensor | None:
-        logits = run(graphs, ids, *inputs)
-        ran.append(len(ids) if logits is not None else 0)
-        return logits
-
     worker = worker_of("qwen2_5_vl", "float32")
-    monkeypatch.setattr(DecodeGraphs, "run", counted)
+    ran = tokens_of_steps(monkeypatch)
     rig, lab = Rig(worker), gpu_lab("qwen2_5_vl", torch.float32)
     prompts = [lab.prompt(Text(count + 2, count)) for count in range(16)]
     for count in (1, 3, 16):
         answers = rig.answers(*prompts[:count])
         assert answers == [lab.alone(prompt, GREEDY.max_tokens) for prompt in prompts[:count]]
-        assert ran == [count] * (GREEDY.max_tokens - 1)
+        assert ran[-(GREEDY.max_tokens - 1) :] == [count] * (GREEDY.max_tokens - 1)
         ran.clear()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_question_about_what_the_prefix_cache_holds_runs_as_one_graph(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = gpu_lab(family, torch.float32)
+    rig = Rig(worker_of(family, "float32"))
+    ran = tokens_of_steps(monkeypatch)
+    for length, prompt in zip((1, 14, 40, 75), batch(family, lab)[-4:], strict=True):
+        first = longer(prompt, 24)  # so that the last whole block that is kept ends behind its pictures
+        rig.answers(first)
+        second = longer(first, length)
+        ran.clear()
+        assert rig.answers(second) == [lab.alone(second, GREEDY.max_tokens)]
+        assert ran[0] >= length
+        assert ran[1:] == [1] * (GREEDY.max_tokens - 1)
+
+
+def tokens_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each step from now on that runs as a graph; 0 where there is none that is large enough."""
+    ran: list[int] = []
+    run = StepGraphs.run
+
+    def counted(graphs: StepGraphs, ids: NDArray[np.int64], *inputs: NDArray[np.int64]) -> torch.Tensor | None:
+        logits = run(graphs, ids, *inputs)
+        ran.append(len(ids) if logits is not None else 0)
+        return logits
+
+    monkeypatch.setattr(StepGraphs, "run", counted)
+    return ran
+
+
+def longer(prompt: RenderedPrompt, tokens: int) -> RenderedPrompt:
+    return dataclasses.replace(prompt, token_ids=(*prompt.token_ids, *range(20, 20 + tokens)))
 
 
 async def test_the_engine_answers_many_at_once_and_the_second_time_from_its_caches() -> None:

@@ -8,13 +8,17 @@ import dataclasses
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.families import FAMILIES
+from engine.graphs import StepInputs
 from engine.model import Model
 from engine.worker import Worker
 from renderer.errors import ConfigError
@@ -117,6 +121,33 @@ def as_raw(prompt: RenderedPrompt) -> RenderedPrompt:
         tensors = dict(item.tensors) | {"pixel_values": raw.reshape(pixels.shape)}
         items.append(dataclasses.replace(item, tensors=tensors))
     return dataclasses.replace(prompt, items=tuple(items))
+
+
+class Eager:
+    """In the place of graphs, which need CUDA: the same step, computed at once, rows without tokens and all."""
+
+    def __init__(self, step: Callable[[StepInputs], torch.Tensor]) -> None:
+        self._step = step
+        self.ran: list[int] = []
+
+    def run(self, ids: NDArray[np.int64], *inputs: NDArray[np.int64]) -> torch.Tensor:
+        self.ran.append(len(ids))
+        return self._step(StepInputs(*(torch.from_numpy(each.copy()) for each in (ids, *inputs))))
+
+
+@pytest.mark.parametrize("family", [*IMAGE_FAMILIES, *TEXT_FAMILIES])
+def test_a_short_piece_of_text_answers_the_same_as_a_step_of_a_graph(family: str) -> None:
+    own = lab(family)
+    prompts = (mixed_batch(own) if own.has_images else text_batch(own))[:4]
+    rig = Rig(worker_of(family))
+    graphs = Eager(rig.worker.model._step)
+    rig.worker.model._graphs = graphs  # type: ignore[assignment]
+    for prompt in prompts:
+        rig.answers(prompt)
+        second = dataclasses.replace(prompt, token_ids=(*prompt.token_ids, *range(30, 54)))
+        graphs.ran.clear()
+        assert rig.answers(second) == [own.alone(second, GREEDY.max_tokens)]
+        assert 24 <= graphs.ran[0] <= len(second.token_ids)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "internvl", "mistral3", "paligemma", "llava_next"])
