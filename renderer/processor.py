@@ -211,6 +211,8 @@ class MultiModalProcessor:
             self._end(job, error)
         else:
             self._end(job, item)
+        finally:
+            job.work = None  # It refers to the job: the tensors would stay until the garbage is collected.
 
     def _end(self, job: _Job, outcome: ProcessedItem | BaseException) -> None:
         with self._lock:
@@ -229,8 +231,9 @@ class MultiModalProcessor:
             for job in left:
                 self._forget(job)
         for job in left:
-            if job.work is not None:
-                job.work.cancel()
+            work = job.work
+            if work is not None:
+                work.cancel()
 
     def _forget(self, job: _Job) -> None:
         if self._under_way.get((job.key, job.here)) is job:

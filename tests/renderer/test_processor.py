@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -125,6 +127,19 @@ def test_a_cached_item_is_not_processed_again(pool: WarmPool, family: Watched) -
     assert first == second
     assert list(family.processed.values()) == [1]
     assert (cache.stats.hits, cache.stats.misses, cache.stats.entries) == (1, 1, 1)
+
+
+def test_an_items_memory_is_free_once_nobody_holds_it(pool: WarmPool, family: Watched) -> None:
+    own, gone = processor(pool), threading.Event()
+    gc.disable()
+    try:
+        (result,) = own.apply(identified(own, image_part()), family, None)
+        assert result.tensors is not None
+        weakref.finalize(result.tensors["pixel_values"], gone.set)
+        del result
+        assert gone.wait(DEADLINE_S)
+    finally:
+        gc.enable()
 
 
 def test_an_item_that_the_engine_holds_comes_without_tensors(pool: WarmPool, family: Watched) -> None:
