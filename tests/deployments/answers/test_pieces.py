@@ -1,11 +1,14 @@
 """Answers in pieces."""
 
+import asyncio
+import itertools
 import pickle
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from deployments.answers.pieces import COPIED, SMALL, Piece, PiecesResponse, as_arrays, as_views, coalesced
 
@@ -35,3 +38,26 @@ def test_a_response_writes_bytes_and_views_one_after_the_other() -> None:
     assert response.content == b"head" + LARGE + LARGE
     assert response.headers["content-length"] == str(len(response.content))
     assert (response.headers["x-name"], response.headers["content-type"]) == ("value", "application/json")
+
+
+async def test_others_have_their_turn_between_the_parts_of_a_large_answer() -> None:
+    happened: list[str] = []
+
+    async def send(message: Message) -> None:
+        """As to a client that takes all at once: nothing is waited for."""
+        if message.get("more_body"):
+            happened.append("part")
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is read")
+
+    async def stream() -> None:
+        for _ in range(5):
+            happened.append("token")
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(stream())
+    await PiecesResponse([memoryview(LARGE * 2)], {}, "application/json")({"type": "http"}, receive, send)
+    await other
+    assert happened.count("part") == 5
+    assert ("part", "part") not in itertools.pairwise(happened)
