@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.protocol import SamplingParams
+from engine.protocol import EngineOutput, SamplingParams
 from engine.vllm_adapter import vllm_params
 from renderer.errors import CacheMissError, ContextLengthError, EngineDeadError, RequestError
 from renderer.prompt import RenderedPrompt
@@ -114,6 +115,27 @@ async def test_every_parameter_is_told_by_its_name() -> None:
             assert told.structured_outputs.json == value
         else:
             assert getattr(told, field.name) == (list(value) if isinstance(value, tuple) else value), field.name
+
+
+async def test_parameters_do_what_they_say(rig: Rig) -> None:
+    async def ask(**changes: Any) -> tuple[tuple[int, ...], EngineOutput]:
+        outputs = await rig.ask(await rig.render("What is it?", 1), replace(GREEDY, **changes))
+        return ids_of(outputs), outputs[-1]
+
+    greedy, end = await ask()
+    assert (len(greedy), end.finish_reason) == (GREEDY.max_tokens, "length")
+    for cut in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert (await ask(temperature=1.0, seed=3, **cut))[0] == greedy, cut
+    random, again = [(await ask(temperature=1.0, seed=3))[0] for _ in range(2)]
+    assert random == again != greedy
+    stop = greedy[4]
+    cut_off, end = await ask(stop_token_ids=(stop,))
+    assert cut_off == greedy[: greedy.index(stop) + 1]
+    assert (end.finish_reason, end.stop_reason) == ("stop", stop)
+    held, _ = await ask(stop_token_ids=(stop,), min_tokens=10)
+    assert len(held) >= 10
+    for penalty in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 2.0}):
+        assert (await ask(**penalty))[0] != greedy, penalty
 
 
 async def test_a_schema_is_followed(rig: Rig) -> None:
