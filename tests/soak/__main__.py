@@ -18,6 +18,9 @@ from tests.soak.run import Plan, show, soak  # isort: skip
 
 # What a process may take to end after its cluster has been shut down.
 END_S = 20.0
+# A replica that is killed while it starts is a failed start to Serve, and the third in an update would end the update.
+ATTEMPTS = {"start_attempts": 100}
+ARGS = {**PATIENT, **{tier: {**PATIENT.get(tier, {}), **ATTEMPTS} for tier in ("router", "render", "engine")}}
 
 
 def main() -> int:
@@ -36,8 +39,8 @@ def main() -> int:
     with ray_cluster(ingress=arguments.ingress) as cluster:
         for _ in range(1, nodes):
             cluster.nodes.add_node(num_cpus=CPUS)
-        app = Deployed("soak", cluster, PATIENT, **deployments)
-        result = soak(app, PATIENT, deployments, plan, console)
+        app = Deployed("soak", cluster, ARGS, **deployments)
+        result = soak(app, ARGS, deployments, plan, console)
         app.close()
     deadline = time.monotonic() + END_S
     while result.census.alive() and time.monotonic() < deadline:
