@@ -28,7 +28,8 @@ pytestmark = [
 
 THREADS = 16
 # No picture is remembered: requests of a kind are the same work.
-SLOW = {**PATIENT, "renderer": {"media_threads": THREADS, "render_threads": THREADS, "processor_cache_bytes": 0}}
+MANY = {"media_threads": THREADS, "render_threads": THREADS, "processor_cache_bytes": 0}
+SLOW = {**PATIENT, "renderer": {**PATIENT["renderer"], **MANY}}
 # The tiers as the reports name them, and as Serve does.
 NAMES = dict(zip(("router", "render", "engine"), TIERS, strict=True))
 # Requests that are timed, and on which stages: see `test_first_request`.
